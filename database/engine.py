@@ -1,0 +1,204 @@
+"""Building an engine: connections with retries, a pool that notices dead ones, tenants at BEGIN."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import psycopg
+from psycopg.types.string import StrDumperUnknown
+from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, InvalidatePoolError
+
+from database.driver import Connection, Cursor, ServerCursor
+from database.errors import ConfigurationError, TransientError
+from database.types import clean_text, dump_json
+
+if TYPE_CHECKING:
+    import sqlalchemy
+    from sqlalchemy import URL
+    from sqlalchemy.pool import ConnectionPoolEntry
+
+    from database.settings import Settings
+
+__all__ = ["create_database_engine", "parse_url"]
+
+logger = logging.getLogger(__name__)
+
+_PASSING_REFUSALS = ("starting up", "shutting down", "recovery", "too many", "remaining connection")
+
+
+def parse_url(text: str) -> URL:
+    """Return the URL of a PostgreSQL database, with the driver this library uses.
+
+    Raises:
+        ConfigurationError: It is no such URL. The text is not shown: it can hold a password.
+    """
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        msg = "DATABASE_URL: must look like postgresql://user:password@host:5432/name"
+        raise ConfigurationError(msg) from None
+    if url.drivername not in ("postgres", "postgresql", "postgresql+psycopg"):
+        msg = "DATABASE_URL: must begin with postgresql:// (the driver is always psycopg)"
+        raise ConfigurationError(msg)
+    return url.set(drivername="postgresql+psycopg")
+
+
+def create_database_engine(url: str, settings: Settings) -> Engine:
+    """Return an engine whose transactions begin in the settings' tenant and role.
+
+    Its connections are made when first needed. Sessions put their own tenant in the place of the
+    default one.
+    """
+    engine = create_engine(
+        parse_url(url),
+        # The driver must not send BEGIN itself: ours rides with the first statement.
+        isolation_level="AUTOCOMMIT",
+        pool_size=settings.pool_size,
+        max_overflow=settings.max_overflow,
+        pool_timeout=settings.pool_timeout,
+        pool_recycle=settings.pool_recycle,
+        echo=settings.echo,
+        hide_parameters=True,
+        json_serializer=partial(dump_json, policy=settings.unstorable),
+        json_deserializer=orjson.loads,
+        execution_options={
+            "tenant_id": settings.tenant_id,
+            "app_role": settings.app_role,
+            "unstorable": settings.unstorable,
+        },
+        connect_args=_connect_args(settings),
+    )
+    event.listen(engine, "do_connect", partial(_do_connect, settings))
+    event.listen(engine, "begin", _begin)
+    event.listen(engine, "commit", _end)
+    event.listen(engine, "rollback", _end)
+    event.listen(engine, "checkin", _checkin)
+    if settings.pool_pre_ping:
+        event.listen(engine, "checkout", _checkout)
+    return engine
+
+
+def _connect_args(settings: Settings) -> dict[str, Any]:
+    timeouts = {
+        "statement_timeout": settings.statement_timeout,
+        "idle_in_transaction_session_timeout": settings.idle_in_transaction_timeout,
+    }
+    options = " ".join(
+        f"-c {name}={round(seconds * 1000)}" for name, seconds in timeouts.items() if seconds
+    )
+    arguments = {
+        "autocommit": True,
+        "application_name": settings.application_name,
+        "connect_timeout": settings.connect_timeout,
+        "prepare_threshold": settings.prepare_threshold,
+        # A network that drops idle connections is noticed within about a minute.
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "sslmode": settings.sslmode,
+        "options": options,
+    }
+    return {key: value for key, value in arguments.items() if value or key == "prepare_threshold"}
+
+
+def _do_connect(
+    settings: Settings,
+    dialect: object,  # noqa: ARG001
+    record: ConnectionPoolEntry,  # noqa: ARG001
+    args: tuple[Any, ...],
+    arguments: dict[str, Any],
+) -> Connection:
+    connection = _connect(settings, *args, **arguments)
+    connection.cursor_factory = Cursor
+    connection.server_cursor_factory = ServerCursor
+
+    class CleanText(StrDumperUnknown):
+        def dump(self, obj: str) -> Any:
+            return super().dump(clean_text(obj, policy=settings.unstorable))
+
+    connection.adapters.register_dumper(str, CleanText)
+    return connection
+
+
+def _connect(settings: Settings, *args: Any, **arguments: Any) -> Connection:
+    # tenacity takes 40 ms to import; most programs connect at once, after this.
+    from tenacity import (  # noqa: PLC0415
+        Retrying,
+        before_sleep_log,
+        retry_if_exception,
+        stop_after_attempt,
+        wait_exponential_jitter,
+    )
+
+    retrying = Retrying(
+        retry=retry_if_exception(_is_worth_another_try),
+        stop=stop_after_attempt(settings.connect_retries + 1),
+        wait=wait_exponential_jitter(multiplier=0.1, max=5),
+        before_sleep=before_sleep_log(logger, logging.WARNING),
+        reraise=True,
+    )
+    try:
+        return retrying(Connection.connect, *args, **arguments)
+    except psycopg.OperationalError as error:
+        raise _connection_error(error, arguments) from None
+
+
+def _is_worth_another_try(error: BaseException) -> bool:
+    return isinstance(error, psycopg.OperationalError) and not _is_refusal(error)
+
+
+def _is_refusal(error: psycopg.OperationalError) -> bool:
+    """Tell whether the server answered, and said no: to the password, the user, the database.
+
+    libpq gives no SQLSTATE for a connection that never was, so its text has to tell.
+    """
+    text = str(error)
+    return ("FATAL" in text and not any(word in text for word in _PASSING_REFUSALS)) or (
+        error.pgconn is not None and bool(error.pgconn.needs_password)
+    )
+
+
+def _connection_error(
+    error: psycopg.OperationalError, arguments: dict[str, Any]
+) -> ConfigurationError | TransientError:
+    host = arguments.get("host") or "the local socket"
+    port = arguments.get("port") or 5432
+    if _is_refusal(error):
+        return ConfigurationError(
+            f"DATABASE_URL: the server at {host}:{port} refuses user {arguments.get('user')!r},"
+            f" its password or database {arguments.get('dbname')!r}"
+        )
+    return TransientError(f"DATABASE_URL: no server can be reached at {host}:{port}")
+
+
+def _begin(connection: sqlalchemy.Connection) -> None:
+    options = connection.get_execution_options()
+    if options.get("isolation_level") == "AUTOCOMMIT":
+        return
+    _driver(connection).begin(options["tenant_id"], options["app_role"])
+
+
+def _end(connection: sqlalchemy.Connection) -> None:
+    _driver(connection).end()
+
+
+def _driver(connection: sqlalchemy.Connection) -> Connection:
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, Connection)
+    return driver
+
+
+def _checkin(driver: Connection | None, record: ConnectionPoolEntry) -> None:  # noqa: ARG001
+    if driver is not None:
+        driver.end()
+        driver.mark_released()
+
+
+def _checkout(driver: Connection, *_: object) -> None:
+    if not driver.is_alive():
+        # Invalidates all older connections: what killed one, a restart say, killed the others.
+        raise InvalidatePoolError

@@ -1,0 +1,150 @@
+"""The statements that append messages, and the entities of rows that were just written.
+
+An append is one statement: it counts the conversation's row up, which locks it, and inserts with the
+position it got there. So positions have no gap and no double, whoever appends at the same time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from sqlalchemy import LargeBinary, Uuid, bindparam, inspect, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm.attributes import instance_state
+
+from database.models.message import Message, Role
+from database.types import Serialized, Timestamp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy.orm import Session
+
+__all__ = ["APPEND", "APPEND_MANY", "PREVIEW", "attach", "one_row", "recordset"]
+
+PREVIEW = 200
+"""How many characters of the newest message a conversation shows."""
+
+_COLUMNS = {
+    "role": "text",
+    "content": "text",
+    "thinking": "text",
+    "extra_data": "jsonb",
+    "data": "bytea",
+    "data_format": "text",
+    "run_id": "text",
+    "tool_call_id": "text",
+    "model": "text",
+    "input_tokens": "integer",
+    "output_tokens": "integer",
+    "idempotency_key": "text",
+}
+_NAMES = ", ".join(_COLUMNS)
+_COUNT_UP = """
+WITH conversation AS (
+    UPDATE conversations
+    SET last_position = last_position + :count, message_count = message_count + :count,
+        last_message = :preview, updated_at = :now, version = version + 1
+    WHERE tenant_id = :tenant AND id = :conversation
+    RETURNING last_position - :count AS base
+)"""
+
+APPEND = text(
+    _COUNT_UP
+    + f"""
+INSERT INTO messages
+    (tenant_id, id, created_at, updated_at, conversation_id, position, {_NAMES})
+SELECT :tenant, :id, :created_at, :now, :conversation, base + 1,
+    {", ".join(f"CAST(:{name} AS {kind})" for name, kind in _COLUMNS.items())}
+FROM conversation
+RETURNING position"""
+).bindparams(
+    bindparam("tenant"),
+    bindparam("conversation", type_=Uuid()),
+    bindparam("id", type_=Uuid()),
+    bindparam("now", type_=Timestamp()),
+    bindparam("created_at", type_=Timestamp()),
+    bindparam("extra_data", type_=JSONB(none_as_null=True)),
+    bindparam("data", type_=LargeBinary()),
+    count=1,
+)
+
+# One JSON document in place of thousands of parameters: 0.4 x the time of executemany. COPY would be
+# faster still, but row-level security refuses it.
+APPEND_MANY = text(
+    _COUNT_UP
+    + f""",
+appended AS (
+    INSERT INTO messages
+        (tenant_id, id, created_at, updated_at, conversation_id, position, {_NAMES})
+    SELECT :tenant, id, created_at, :now, :conversation, base + number, {_NAMES}
+    FROM conversation, jsonb_to_recordset(CAST(:rows AS jsonb)) AS item (
+        number bigint, id uuid, created_at timestamptz,
+        {", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())}
+    )
+)
+SELECT base FROM conversation"""
+).bindparams(
+    bindparam("conversation", type_=Uuid()),
+    bindparam("now", type_=Timestamp()),
+)
+
+_MISSING = dict.fromkeys(_COLUMNS)
+_new_instance = inspect(Message).class_manager.new_instance
+_UNSET = {"parent_id": None, "is_active": True, "updated_at": None, **_MISSING}
+
+
+def one_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of `APPEND` that come from a checked message."""
+    return {**_MISSING, **row}
+
+
+def recordset(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return checked messages as the document that `APPEND_MANY` takes."""
+    return orjson.dumps(
+        [{"number": number, **_plain(row)} for number, row in enumerate(rows, 1)]
+    ).decode()
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    plain = dict(row)
+    if (extra_data := plain.get("extra_data")) is not None:
+        plain["extra_data"] = orjson.Fragment(extra_data.data)
+    if (data := plain.get("data")) is not None:
+        plain["data"] = "\\x" + data.hex()
+    return plain
+
+
+def attach(
+    db: Session,
+    tenant_id: str,
+    conversation_id: UUID,
+    base: int,
+    now: datetime,
+    rows: Sequence[Mapping[str, Any]],
+) -> list[Message]:
+    """Return the entities of messages just inserted, without reading them back.
+
+    As the loader does: instances without events, whose state is the database's. Reading back 10,000
+    messages costs as much as writing them.
+    """
+    messages = []
+    for position, row in enumerate(rows, base + 1):
+        message = _new_instance()
+        values = message.__dict__
+        values.update(_UNSET)
+        values.update(row)
+        values["tenant_id"] = tenant_id
+        values["conversation_id"] = conversation_id
+        values["position"] = position
+        values["updated_at"] = now
+        values["role"] = Role(row["role"])
+        if isinstance(extra_data := row.get("extra_data"), Serialized):
+            values["extra_data"] = orjson.loads(extra_data.data)
+        instance_state(message).key = (Message, (tenant_id, row["id"]), None)
+        messages.append(message)
+    db.add_all(messages)
+    return messages

@@ -1,0 +1,256 @@
+"""Conversations, found by thread or by user."""
+
+from __future__ import annotations
+
+import builtins
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from sqlalchemy import bindparam, delete, func, select
+from sqlalchemy.dialects.postgresql import insert
+
+from database.errors import InvalidReferenceError, InvalidValueError
+from database.models.base import uuid7
+from database.models.conversation import Conversation
+from database.models.user import User
+from database.repositories.base import MAX_PAGE, OPTIONS, Repository
+from database.repositories.message import MessageRepository
+from database.repositories.persona import PersonaRepository
+from database.repositories.user import UserRepository
+from database.session import one_read, one_write, tenant_of, transaction
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy.orm import Session
+
+    from database.pagination import Page
+
+__all__ = ["ConversationRepository"]
+
+_USER = (
+    select(User.id)
+    .where(User.tenant_id == bindparam("tenant"), User.email == bindparam("email"))
+    .scalar_subquery()
+)
+_BY_THREAD = (
+    select(Conversation)
+    .where(
+        Conversation.tenant_id == bindparam("tenant"),
+        Conversation.thread_id == bindparam("thread"),
+    )
+    .execution_options(**OPTIONS)
+)
+_BY_EMAIL = (
+    select(Conversation)
+    .where(Conversation.tenant_id == bindparam("tenant"), Conversation.user_id == _USER)
+    .order_by(Conversation.updated_at.desc(), Conversation.id.desc())
+    .limit(bindparam("limit"))
+    .offset(bindparam("offset"))
+    .execution_options(**OPTIONS)
+)
+_COUNT_BY_EMAIL = (
+    select(func.count())
+    .select_from(Conversation)
+    .where(Conversation.tenant_id == bindparam("tenant"), Conversation.user_id == _USER)
+    .execution_options(**OPTIONS)
+)
+_INSERT_NEW = (
+    insert(Conversation)
+    .on_conflict_do_nothing(index_elements=["tenant_id", "thread_id"])
+    .returning(Conversation)
+    .execution_options(**OPTIONS)
+)
+_DELETE_BY_THREAD = (
+    delete(Conversation)
+    .where(
+        Conversation.tenant_id == bindparam("tenant"),
+        Conversation.thread_id == bindparam("key"),
+    )
+    .returning(Conversation.id)
+    .execution_options(synchronize_session=False, names_tenant=True)
+)
+
+
+class ConversationRepository(Repository[Conversation]):
+    """The conversations of a tenant, lists newest activity first.
+
+    `update` and `delete` take a thread_id (text) or an id (UUID).
+    """
+
+    model = Conversation
+    order = "updated_at"
+
+    @classmethod
+    def create(
+        cls,
+        db: Session,
+        thread_id: str | None = None,
+        user_email: str | None = None,
+        title: str | None = None,
+        last_message: str | None = None,
+        *,
+        user_id: UUID | str | None = None,
+        persona_id: UUID | str | None = None,
+        **fields: Any,
+    ) -> Conversation:
+        """Insert a conversation; with a persona that speaks first, its message too.
+
+        Args:
+            db: The session.
+            thread_id: The application's name for it, 1 to 255 characters; None is the new id.
+            user_email: Whose it is, by address, of a user that exists; or
+            user_id: by id.
+            title: At most 500 characters.
+            last_message: A preview, until messages are appended.
+            persona_id: Who answers.
+            fields: provider_type, provider_config, metadata, expires_at, and for imports id,
+                created_at, updated_at.
+
+        Raises:
+            AlreadyExistsError: The thread_id is taken.
+            InvalidReferenceError: No such user or persona in the tenant.
+            InvalidValueError: A field breaks its rule.
+        """
+        values = cls._values(
+            db, thread_id, user_email, user_id, title=title, last_message=last_message, **fields
+        )
+        if persona_id is None:
+            return cls._insert(db, values)
+        with transaction(db):
+            made = cls._insert(db, {**values, "persona_id": persona_id})
+            persona = PersonaRepository.require(db, persona_id)
+            if persona.first_message is not None:
+                MessageRepository.append(
+                    db, made.id, role="assistant", content=persona.first_message
+                )
+                made = cls.require(db, made.id)
+            return made
+
+    @classmethod
+    def get_by_thread_id(cls, db: Session, thread_id: str) -> Conversation | None:
+        """Return the conversation of a thread, or None."""
+        with one_read(db):
+            parameters = {"tenant": tenant_of(db), "thread": thread_id}
+            return db.scalars(_BY_THREAD, parameters).one_or_none()
+
+    @classmethod
+    def get_or_create(
+        cls,
+        db: Session,
+        thread_id: str,
+        user_email: str | None = None,
+        title: str | None = None,
+        last_message: str | None = None,
+        *,
+        user_id: UUID | str | None = None,
+    ) -> Conversation:
+        """Return the conversation of a thread, made if there was none; safe against concurrent calls.
+
+        Raises:
+            InvalidReferenceError: It must be made, and there is no such user.
+            InvalidValueError: A field breaks its rule.
+        """
+        found = cls.get_by_thread_id(db, thread_id)
+        if found is not None:
+            return found
+        values = cls._check(
+            db,
+            cls._values(db, thread_id, user_email, user_id, title=title, last_message=last_message),
+        )
+        with one_write(db):
+            made = db.scalars(_INSERT_NEW, [values]).one_or_none()
+        # None: another call made it since.
+        return made or cls._found(cls.get_by_thread_id(db, thread_id))
+
+    @classmethod
+    def get_by_user_email(
+        cls, db: Session, user_email: str, limit: int = 50, offset: int = 0
+    ) -> builtins.list[Conversation]:
+        """Return a user's conversations, newest activity first.
+
+        The cost grows with `offset`; `list_by_user` pages at equal cost.
+        """
+        from database.rules import check_number  # noqa: PLC0415 - see Repository._check
+
+        parameters = {
+            "tenant": tenant_of(db),
+            "email": user_email.strip().lower(),
+            "limit": check_number("limit", limit, 1, MAX_PAGE),
+            "offset": check_number("offset", offset, 0, 2**31),
+        }
+        with one_read(db):
+            return list(db.scalars(_BY_EMAIL, parameters))
+
+    @classmethod
+    def list_by_user(
+        cls, db: Session, user_id: UUID | str, *, limit: int = 50, cursor: str | None = None
+    ) -> Page[Conversation]:
+        """Return a page of a user's conversations, newest activity first."""
+        return cls._page(db, limit, cursor, {"user_id": cls._id(user_id)})
+
+    @classmethod
+    def count_by_user(cls, db: Session, user_email: str) -> int:
+        """Return how many conversations a user has; 0 for an unknown address."""
+        parameters = {"tenant": tenant_of(db), "email": user_email.strip().lower()}
+        with one_read(db):
+            return db.scalars(_COUNT_BY_EMAIL, parameters).one()
+
+    @classmethod
+    def update(
+        cls,
+        db: Session,
+        thread_id: str | UUID,
+        title: str | None = None,
+        last_message: str | None = None,
+        **fields: Any,
+    ) -> Conversation:
+        """Change fields of a conversation and return it; a None title or preview stays as it is.
+
+        Args:
+            db: The session.
+            thread_id: Its thread (text) or its id (UUID).
+            title: At most 500 characters.
+            last_message: The preview.
+            fields: user_id, persona_id, provider_type, provider_config, metadata, expires_at.
+
+        Raises:
+            NotFoundError: There is no such conversation in the tenant.
+            InvalidValueError: A field breaks its rule.
+        """
+        given = {"title": title, "last_message": last_message}
+        fields.update({name: value for name, value in given.items() if value is not None})
+        column = Conversation.id if isinstance(thread_id, UUID) else Conversation.thread_id
+        return cls._found(cls._update(db, thread_id, column, fields))
+
+    @classmethod
+    def delete(cls, db: Session, thread_id: str | UUID) -> bool:
+        """Delete a conversation by thread (text) or id (UUID), with its messages, states, memories."""
+        if isinstance(thread_id, UUID):
+            return super().delete(db, thread_id)
+        with one_write(db):
+            parameters = {"tenant": tenant_of(db), "key": thread_id}
+            return db.scalar(_DELETE_BY_THREAD, parameters) is not None
+
+    @classmethod
+    def _values(
+        cls,
+        db: Session,
+        thread_id: str | None,
+        user_email: str | None,
+        user_id: UUID | str | None,
+        **fields: Any,
+    ) -> dict[str, Any]:
+        if user_email is not None:
+            if user_id is not None:
+                raise InvalidValueError("user_email", "must not be given together with user_id")
+            user = UserRepository.get_by_email(db, user_email)
+            if user is None:
+                raise InvalidReferenceError("user_email")
+            user_id = user.id
+        fields.setdefault("id", uuid7())
+        return {
+            **fields,
+            "user_id": user_id,
+            "thread_id": str(fields["id"]) if thread_id is None else thread_id,
+        }

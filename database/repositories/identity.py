@@ -1,0 +1,49 @@
+"""How users are known elsewhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import bindparam, delete, select
+
+from database.models.identity import Identity
+from database.repositories.base import OPTIONS, Repository
+from database.session import one_read, one_write, tenant_of
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+__all__ = ["IdentityRepository"]
+
+_IS_SUBJECT = (
+    Identity.tenant_id == bindparam("tenant"),
+    Identity.provider == bindparam("provider"),
+    Identity.subject == bindparam("subject"),
+)
+_BY_SUBJECT = select(Identity).where(*_IS_SUBJECT).execution_options(**OPTIONS)
+_UNLINK = (
+    delete(Identity)
+    .where(*_IS_SUBJECT)
+    .returning(Identity.id)
+    .execution_options(synchronize_session=False, names_tenant=True)
+)
+
+
+class IdentityRepository(Repository[Identity]):
+    """The identities of a tenant's users; `create(db, user_id=...)` links one more to a user."""
+
+    model = Identity
+
+    @classmethod
+    def get_by_subject(cls, db: Session, provider: str, subject: str) -> Identity | None:
+        """Return what a provider knows under a subject, or None."""
+        parameters = {"tenant": tenant_of(db), "provider": provider, "subject": subject}
+        with one_read(db):
+            return db.scalars(_BY_SUBJECT, parameters).one_or_none()
+
+    @classmethod
+    def unlink(cls, db: Session, provider: str, subject: str) -> bool:
+        """Delete an identity, not its user; tell whether there was one."""
+        parameters = {"tenant": tenant_of(db), "provider": provider, "subject": subject}
+        with one_write(db):
+            return db.scalar(_UNLINK, parameters) is not None

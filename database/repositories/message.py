@@ -1,0 +1,548 @@
+"""Messages: appended in one statement, read by position."""
+
+from __future__ import annotations
+
+import builtins
+from functools import cache
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from sqlalchemy import Engine, bindparam, delete, func, select, update
+
+from database.errors import AlreadyExistsError, InvalidReferenceError, InvalidValueError
+from database.models.base import uuid7
+from database.models.conversation import Conversation
+from database.models.message import Message
+from database.repositories.appending import (
+    APPEND,
+    APPEND_MANY,
+    PREVIEW,
+    attach,
+    one_row,
+    recordset,
+)
+from database.repositories.base import OPTIONS, Repository
+from database.session import TenantSession, one_read, one_write, tenant_of, transaction
+from database.types import utcnow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from datetime import datetime
+
+    from sqlalchemy import Select
+    from sqlalchemy.orm import Session
+
+    from database.models.message import Role
+
+__all__ = ["MessageRepository"]
+
+_BATCH = 5_000
+_MANAGED = ("conversation_id", "position", "parent_id", "is_active")
+
+_OF_CONVERSATION = (
+    Message.tenant_id == bindparam("tenant"),
+    Message.conversation_id == bindparam("conversation"),
+)
+_BY_IDEMPOTENCY_KEY = (
+    select(Message)
+    .where(*_OF_CONVERSATION, Message.idempotency_key == bindparam("idempotency_key"))
+    .execution_options(**OPTIONS)
+)
+_WITH_KEYS = (
+    select(Message)
+    .where(*_OF_CONVERSATION, Message.idempotency_key.in_(bindparam("keys", expanding=True)))
+    .execution_options(**OPTIONS)
+)
+_ACTIVE = select(Message).where(*_OF_CONVERSATION, Message.is_active).execution_options(**OPTIONS)
+_WINDOW = _ACTIVE.where(Message.position.between(bindparam("start"), bindparam("end"))).order_by(
+    Message.position
+)
+_ALL = _ACTIVE.order_by(Message.position)
+_LOCK = (
+    select(Conversation.id)
+    .where(
+        Conversation.tenant_id == bindparam("tenant"),
+        Conversation.id == bindparam("conversation"),
+    )
+    .with_for_update()
+    .execution_options(names_tenant=True)
+)
+_OF_THE_CONVERSATION = (
+    (Message.tenant_id == Conversation.tenant_id)
+    & (Message.conversation_id == Conversation.id)
+    & Message.is_active
+)
+_RECOUNT = (
+    update(Conversation)
+    .where(
+        Conversation.tenant_id == bindparam("tenant"),
+        Conversation.id == bindparam("conversation"),
+    )
+    .values(
+        message_count=select(func.count()).where(_OF_THE_CONVERSATION).scalar_subquery(),
+        last_message=select(func.left(Message.content, PREVIEW))
+        .where(_OF_THE_CONVERSATION)
+        .order_by(Message.position.desc())
+        .limit(1)
+        .scalar_subquery(),
+        version=Conversation.version + 1,
+        updated_at=bindparam("now"),
+    )
+    .execution_options(synchronize_session=False, names_tenant=True)
+)
+
+
+class MessageRepository(Repository[Message]):
+    """The messages of a tenant's conversations.
+
+    `conversation_id` is a UUID, its text, or the conversation's thread_id, which costs one query more.
+    What reads a conversation leaves out deactivated messages, and finds nothing in an unknown one.
+    """
+
+    model = Message
+
+    @classmethod
+    def append(
+        cls,
+        db: Session,
+        conversation_id: UUID | str,
+        *,
+        role: Role | str,
+        content: str,
+        thinking: str | None = None,
+        extra_data: Any = None,
+        data: bytes | None = None,
+        data_format: str | None = None,
+        run_id: str | None = None,
+        tool_call_id: str | None = None,
+        model: str | None = None,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
+        idempotency_key: str | None = None,
+        id: UUID | None = None,  # noqa: A002
+        created_at: datetime | None = None,
+    ) -> Message:
+        """Append a message and count it in its conversation, in one statement.
+
+        Locks the conversation's row until the transaction ends: concurrent appends wait, and get
+        positions without gap or double.
+
+        Args:
+            db: The session.
+            conversation_id: Where to.
+            role: user, assistant, system or tool.
+            content: The text; may be empty.
+            thinking: What the model thought before it.
+            extra_data: Any JSON value.
+            data: A framework's own serialised form.
+            data_format: What `data` is, for example "pydantic-ai/1".
+            run_id: The agent run it belongs to.
+            tool_call_id: The tool call it answers.
+            model: Which model wrote it.
+            input_tokens: What it cost, 0 or more.
+            output_tokens: Likewise.
+            idempotency_key: Unique in the conversation: a second append with the same key returns
+                the first one's message and writes nothing.
+            id: For imports.
+            created_at: For imports.
+
+        Returns:
+            The message, with its position.
+
+        Raises:
+            InvalidReferenceError: There is no such conversation in the tenant.
+            InvalidValueError: A field breaks its rule.
+            AlreadyExistsError: There is a message with this id.
+        """
+        given = {
+            "role": role,
+            "content": content,
+            "thinking": thinking,
+            "extra_data": extra_data,
+            "data": data,
+            "data_format": data_format,
+            "run_id": run_id,
+            "tool_call_id": tool_call_id,
+            "model": model,
+            "input_tokens": input_tokens,
+            "output_tokens": output_tokens,
+            "idempotency_key": idempotency_key,
+            "id": id,
+            "created_at": created_at,
+        }
+        now = utcnow()
+        row = cls._row(db, given, now)
+        conversation = cls._conversation(db, conversation_id)
+        tenant = tenant_of(db)
+        parameters = {
+            **one_row(row),
+            "tenant": tenant,
+            "conversation": conversation,
+            "preview": row["content"][:PREVIEW],
+            "now": now,
+        }
+        try:
+            with one_write(db) as connection:
+                position = connection.scalar(APPEND, parameters)
+                if position is None:
+                    raise InvalidReferenceError("conversation_id")
+                return attach(db, tenant, conversation, position - 1, now, [row])[0]
+        except AlreadyExistsError as error:
+            if idempotency_key is None or "idempotency_key" not in error.key:
+                raise
+        with one_read(db):
+            parameters = {
+                "tenant": tenant,
+                "conversation": conversation,
+                "idempotency_key": row["idempotency_key"],
+            }
+            return db.scalars(_BY_IDEMPOTENCY_KEY, parameters).one()
+
+    @classmethod
+    def append_many(
+        cls,
+        db: Session,
+        conversation_id: UUID | str,
+        messages: Iterable[Mapping[str, Any]],
+    ) -> builtins.list[Message]:
+        """Append messages in order, all or none, at consecutive positions.
+
+        Args:
+            db: The session.
+            conversation_id: Where to.
+            messages: Of each the arguments of `append`, by name. One whose idempotency key the
+                conversation has already is not appended again.
+
+        Returns:
+            The messages in order; for a known idempotency key, the message that has it.
+
+        Raises:
+            As `append`. Nothing is written then.
+        """
+        now = utcnow()
+        rows = [cls._row(db, message, now) for message in messages]
+        conversation = cls._conversation(db, conversation_id)
+        keys = [row["idempotency_key"] for row in rows if row.get("idempotency_key") is not None]
+        if not keys and len(rows) <= _BATCH:
+            return cls._append_rows(db, conversation, rows, now)
+        with transaction(db):
+            known = cls._known(db, conversation, keys) if keys else {}
+            return cls._append_new(db, conversation, rows, known, now)
+
+    @classmethod
+    def history(
+        cls,
+        db: Session,
+        conversation_id: UUID | str,
+        *,
+        limit: int | None = None,
+        before: int | None = None,
+        after: int | None = None,
+    ) -> builtins.list[Message]:
+        """Return the newest messages, oldest of them first.
+
+        Args:
+            db: The session.
+            conversation_id: Whose.
+            limit: How many at most; None is all.
+            before: Only messages at positions below this one.
+            after: Only messages at positions above this one.
+
+        Raises:
+            InvalidValueError: An argument is negative.
+        """
+        from database.rules import check_number  # noqa: PLC0415 - see Repository._check
+
+        bounds = {"limit": limit, "before": before, "after": after}
+        given = {
+            name: check_number(name, value, 1 if name == "limit" else 0, 2**62)
+            for name, value in bounds.items()
+            if value is not None
+        }
+        conversation = cls._conversation(db, conversation_id)
+        statement = _history(frozenset(given))
+        with one_read(db):
+            parameters = {"tenant": tenant_of(db), "conversation": conversation, **given}
+            found = list(db.scalars(statement, parameters))
+        if limit is not None:
+            found.reverse()
+        return found
+
+    @classmethod
+    def window(
+        cls, db: Session, conversation_id: UUID | str, start: int, end: int
+    ) -> builtins.list[Message]:
+        """Return the messages at positions `start` to `end`, both included, in order."""
+        from database.rules import check_number  # noqa: PLC0415 - see Repository._check
+
+        parameters = {
+            "conversation": cls._conversation(db, conversation_id),
+            "start": check_number("start", start, 0, 2**62),
+            "end": check_number("end", end, 0, 2**62),
+            "tenant": tenant_of(db),
+        }
+        with one_read(db):
+            return list(db.scalars(_WINDOW, parameters))
+
+    @classmethod
+    def get_last(cls, db: Session, conversation_id: UUID | str) -> Message | None:
+        """Return the newest message, or None."""
+        return next(iter(cls.history(db, conversation_id, limit=1)), None)
+
+    @classmethod
+    def iterate(
+        cls, db: Session, conversation_id: UUID | str, *, batch_size: int = 500
+    ) -> Iterator[Message]:
+        """Yield all messages in order, through a server-side cursor: for histories of any length.
+
+        Outside a unit it reads through a session of its own, which holds one connection until the
+        iterator ends or is closed, and does not see what happens meanwhile.
+
+        Args:
+            db: The session.
+            conversation_id: Whose.
+            batch_size: How many messages are in memory at a time.
+        """
+        from database.rules import check_number  # noqa: PLC0415 - see Repository._check
+
+        parameters = {
+            "conversation": cls._conversation(db, conversation_id),
+            "tenant": tenant_of(db),
+        }
+        statement = _ALL.execution_options(
+            yield_per=check_number("batch_size", batch_size, 1, 100_000)
+        )
+        bind = db.get_bind()
+        if db.in_transaction() or not isinstance(bind, Engine):
+            yield from db.scalars(statement, parameters)
+            return
+        with TenantSession(bind, tenant_id=tenant_of(db)) as own:
+            for message in own.scalars(statement, parameters):
+                own.expunge(message)
+                yield message
+
+    @classmethod
+    def deactivate(
+        cls,
+        db: Session,
+        conversation_id: UUID | str,
+        ids: Sequence[UUID | str] | None = None,
+    ) -> int:
+        """Hide messages of a conversation, all or the given ones, until `restore`; return how many."""
+        return cls._set_active(db, conversation_id, ids, active=False)
+
+    @classmethod
+    def restore(
+        cls,
+        db: Session,
+        conversation_id: UUID | str,
+        ids: Sequence[UUID | str] | None = None,
+    ) -> int:
+        """Show deactivated messages again, all or the given ones; return how many."""
+        return cls._set_active(db, conversation_id, ids, active=True)
+
+    @classmethod
+    def purge(cls, db: Session, conversation_id: UUID | str) -> int:
+        """Delete a conversation's deactivated messages for good; return how many."""
+        conversation = cls._conversation(db, conversation_id)
+        statement = (
+            delete(Message)
+            .where(*_OF_CONVERSATION, Message.is_active.is_(False))
+            .execution_options(synchronize_session=False, names_tenant=True)
+        )
+        parameters = {"tenant": tenant_of(db), "conversation": conversation}
+        with one_write(db) as connection:
+            return connection.execute(statement, parameters).rowcount
+
+    @classmethod
+    def create(cls, db: Session, *args: Any, **fields: Any) -> Message:
+        """Append a message: `append` with `conversation_id` by name."""
+        conversation_id = fields.pop("conversation_id", None)
+        if args or conversation_id is None:
+            raise InvalidValueError("conversation_id", "must be given by name")
+        return cls.append_many(db, conversation_id, [fields])[0]
+
+    @classmethod
+    def create_many(cls, db: Session, items: Iterable[Mapping[str, Any]]) -> builtins.list[Message]:
+        """Append messages to the conversations that they name, all or none."""
+        with transaction(db):
+            return [cls.create(db, **item) for item in items]
+
+    @classmethod
+    def update(cls, db: Session, id: UUID | str, *args: Any, **fields: Any) -> Message:  # noqa: A002
+        """Change fields of a message in place; its conversation's preview follows.
+
+        Raises:
+            NotFoundError: There is no such message in the tenant.
+            InvalidValueError: A field breaks its rule, or is not the caller's to set: position,
+                conversation_id, is_active (`deactivate`, `restore`).
+        """
+        cls._refuse_managed(fields)
+        if "content" not in fields:
+            return super().update(db, id, *args, **fields)
+        with transaction(db):
+            message = super().update(db, id, *args, **fields)
+            cls._recount(db, message.conversation_id)
+            return message
+
+    @classmethod
+    def delete(cls, db: Session, id: UUID | str) -> bool:  # noqa: A002
+        """Delete a message for good, counting its conversation anew; tell whether there was one."""
+        with transaction(db):
+            message = cls.get(db, id)
+            if message is None:
+                return False
+            cls._lock(db, message.conversation_id)
+            deleted = super().delete(db, id)
+            cls._recount(db, message.conversation_id)
+            return deleted
+
+    @classmethod
+    def _row(cls, db: Session, given: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+        cls._refuse_managed(given)
+        for required in ("role", "content"):
+            if given.get(required) is None:
+                raise InvalidValueError(required, "must be given")
+        row = cls._check(db, {k: v for k, v in given.items() if v is not None}, partial=True)
+        row.setdefault("id", uuid7())
+        row.setdefault("created_at", now)
+        return row
+
+    @staticmethod
+    def _refuse_managed(fields: Mapping[str, Any]) -> None:
+        for name in _MANAGED:
+            if name in fields:
+                raise InvalidValueError(name, "is set by the repository")
+
+    @classmethod
+    def _append_rows(
+        cls,
+        db: Session,
+        conversation: UUID,
+        rows: builtins.list[dict[str, Any]],
+        now: datetime,
+    ) -> builtins.list[Message]:
+        if not rows:
+            return []
+        tenant = tenant_of(db)
+        parameters = {
+            "tenant": tenant,
+            "conversation": conversation,
+            "count": len(rows),
+            "preview": rows[-1]["content"][:PREVIEW],
+            "now": now,
+            "rows": recordset(rows),
+        }
+        with one_write(db) as connection:
+            base = connection.scalar(APPEND_MANY, parameters)
+            if base is None:
+                raise InvalidReferenceError("conversation_id")
+            return attach(db, tenant, conversation, base, now, rows)
+
+    @classmethod
+    def _append_new(
+        cls,
+        db: Session,
+        conversation: UUID,
+        rows: builtins.list[dict[str, Any]],
+        known: dict[str, Message],
+        now: datetime,
+    ) -> builtins.list[Message]:
+        """Append the rows whose key is not known, in batches; return a message for each row."""
+        new: dict[UUID, dict[str, Any]] = {}
+        first: dict[str, UUID] = {}
+        for row in rows:
+            key = row.get("idempotency_key")
+            if key is None or (key not in known and first.setdefault(key, row["id"]) == row["id"]):
+                new[row["id"]] = row
+        remaining = iter(new.values())
+        while batch := list(islice(remaining, _BATCH)):
+            for message in cls._append_rows(db, conversation, batch, now):
+                if message.idempotency_key is not None:
+                    known[message.idempotency_key] = message
+                new[message.id] = message  # type: ignore[assignment]
+        return [known.get(row.get("idempotency_key") or "") or new[row["id"]] for row in rows]  # type: ignore[misc]
+
+    @classmethod
+    def _known(
+        cls, db: Session, conversation: UUID, keys: builtins.list[str]
+    ) -> dict[str, Message]:
+        """Lock the conversation and return its messages by those of the keys that it has."""
+        cls._lock(db, conversation)
+        with one_read(db):
+            parameters = {"tenant": tenant_of(db), "conversation": conversation, "keys": keys}
+            found = db.scalars(_WITH_KEYS, parameters)
+            return {
+                message.idempotency_key: message for message in found if message.idempotency_key
+            }
+
+    @classmethod
+    def _set_active(
+        cls,
+        db: Session,
+        conversation_id: UUID | str,
+        ids: Sequence[UUID | str] | None,
+        *,
+        active: bool,
+    ) -> int:
+        conversation = cls._conversation(db, conversation_id)
+        statement = (
+            update(Message)
+            .where(*_OF_CONVERSATION, Message.is_active.is_(not active))
+            .values(is_active=active, updated_at=utcnow())
+            .execution_options(synchronize_session=False, names_tenant=True)
+        )
+        if ids is not None:
+            statement = statement.where(Message.id.in_([cls._id(id_) for id_ in ids]))
+        with transaction(db):
+            cls._lock(db, conversation)
+            parameters = {"tenant": tenant_of(db), "conversation": conversation}
+            changed = db.connection().execute(statement, parameters).rowcount
+            if changed:
+                cls._recount(db, conversation)
+            return changed
+
+    @classmethod
+    def _lock(cls, db: Session, conversation: UUID) -> None:
+        parameters = {"tenant": tenant_of(db), "conversation": conversation}
+        db.execute(_LOCK, parameters)
+
+    @classmethod
+    def _recount(cls, db: Session, conversation: UUID) -> None:
+        parameters = {"tenant": tenant_of(db), "conversation": conversation, "now": utcnow()}
+        db.execute(_RECOUNT, parameters)
+
+    @classmethod
+    def _conversation(cls, db: Session, conversation_id: UUID | str) -> UUID:
+        if isinstance(conversation_id, UUID):
+            return conversation_id
+        if not isinstance(conversation_id, str):
+            raise InvalidValueError("conversation_id", "must be a UUID or a thread_id")
+        try:
+            candidate: UUID | None = UUID(conversation_id)
+        except ValueError:
+            candidate = None
+        parameters = {"tenant": tenant_of(db), "thread": conversation_id, "id": candidate}
+        with one_read(db) as connection:
+            found = connection.scalar(_RESOLVE, parameters)
+        return found or candidate or _NOWHERE
+
+
+_NOWHERE = UUID(int=0)
+_RESOLVE = select(Conversation.id).where(
+    Conversation.tenant_id == bindparam("tenant"),
+    (Conversation.thread_id == bindparam("thread")) | (Conversation.id == bindparam("id")),
+)
+
+
+@cache
+def _history(given: frozenset[str]) -> Select[Message]:
+    statement = _ACTIVE
+    if "before" in given:
+        statement = statement.where(Message.position < bindparam("before"))
+    if "after" in given:
+        statement = statement.where(Message.position > bindparam("after"))
+    if "limit" not in given:
+        return statement.order_by(Message.position)
+    return statement.order_by(Message.position.desc()).limit(bindparam("limit"))

@@ -1,0 +1,156 @@
+"""Users, found by their address or by an identity elsewhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import bindparam, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from database.errors import AlreadyExistsError, InvalidValueError
+from database.models.identity import Identity
+from database.models.user import User
+from database.repositories.base import OPTIONS, Repository
+from database.repositories.identity import IdentityRepository
+from database.session import one_read, one_write, tenant_of, transaction
+from database.types import utcnow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from uuid import UUID
+
+    from sqlalchemy.orm import Session
+
+__all__ = ["UserRepository"]
+
+_BY_EMAIL = (
+    select(User)
+    .where(User.tenant_id == bindparam("tenant"), User.email == bindparam("email"))
+    .execution_options(**OPTIONS)
+)
+_BY_IDENTITY = (
+    select(User)
+    .join(Identity, (Identity.tenant_id == User.tenant_id) & (Identity.user_id == User.id))
+    .where(
+        Identity.tenant_id == bindparam("tenant"),
+        Identity.provider == bindparam("provider"),
+        Identity.subject == bindparam("subject"),
+    )
+    .execution_options(**OPTIONS)
+)
+_INSERT_NEW = (
+    insert(User)
+    .on_conflict_do_nothing(index_elements=["tenant_id", "email"])
+    .returning(User)
+    .execution_options(**OPTIONS)
+)
+_TOUCH = (
+    update(User)
+    .where(User.tenant_id == bindparam("tenant"), User.id == bindparam("key"))
+    .values(last_active_at=bindparam("now"), updated_at=bindparam("now"))
+    .returning(User.id)
+    .execution_options(synchronize_session=False, names_tenant=True)
+)
+
+
+class UserRepository(Repository[User]):
+    """The users of a tenant. Addresses are compared without case and surrounding blanks."""
+
+    model = User
+    order = "created_at"
+
+    @classmethod
+    def get_by_email(cls, db: Session, email: str) -> User | None:
+        """Return the user of an address, or None."""
+        with one_read(db):
+            parameters = {"tenant": tenant_of(db), "email": _normalized(email)}
+            return db.scalars(_BY_EMAIL, parameters).one_or_none()
+
+    @classmethod
+    def get_or_create(cls, db: Session, email: str) -> User:
+        """Return the user of an address, made if there was none; safe against concurrent calls.
+
+        Raises:
+            InvalidValueError: `email` is no address.
+        """
+        found = cls.get_by_email(db, email)
+        if found is not None:
+            return found
+        values = cls._check(db, {"email": email})
+        with one_write(db):
+            made = db.scalars(_INSERT_NEW, [values]).one_or_none()
+        # None: another call made it since.
+        return made or cls._found(cls.get_by_email(db, email))
+
+    @classmethod
+    def get_by_identity(cls, db: Session, provider: str, subject: str) -> User | None:
+        """Return the user whom a provider knows under a subject, or None."""
+        parameters = {"tenant": tenant_of(db), "provider": provider, "subject": subject}
+        with one_read(db):
+            return db.scalars(_BY_IDENTITY, parameters).one_or_none()
+
+    @classmethod
+    def get_or_create_by_identity(
+        cls,
+        db: Session,
+        provider: str,
+        subject: str,
+        *,
+        email: str | None = None,
+        username: str | None = None,
+        first_name: str | None = None,
+        last_name: str | None = None,
+        data: dict[str, Any] | None = None,
+    ) -> User:
+        """Return the user of an identity, made together with it if there was none.
+
+        A known user's fields are brought up to date with those given, and `last_active_at` is set.
+        An equal address alone never links an identity to a user: `IdentityRepository.create` does.
+
+        Raises:
+            AlreadyExistsError: The address belongs to another user.
+            InvalidValueError: A field breaks its rule.
+        """
+        given = {
+            "email": email,
+            "username": username,
+            "first_name": first_name,
+            "last_name": last_name,
+        }
+        fields = {name: value for name, value in given.items() if value is not None}
+        fields["last_active_at"] = utcnow()
+        found = cls.get_by_identity(db, provider, subject)
+        if found is None:
+            try:
+                with transaction(db):
+                    made = cls.create(db, **fields)
+                    IdentityRepository.create(
+                        db, user_id=made.id, provider=provider, subject=subject, data=data or {}
+                    )
+                    return made
+            except AlreadyExistsError as error:
+                found = cls.get_by_identity(db, provider, subject)
+                if found is None or error.key == "email":
+                    raise
+        return cls.update(db, found.id, **fields)
+
+    @classmethod
+    def touch(cls, db: Session, user_id: UUID | str) -> bool:
+        """Set `last_active_at` to now; tell whether there is such a user."""
+        with one_write(db):
+            parameters = {**cls._key(db, user_id), "now": utcnow()}
+            return db.scalar(_TOUCH, parameters) is not None
+
+    @classmethod
+    def _check(
+        cls, db: Session, fields: Mapping[str, Any], *, partial: bool = False
+    ) -> dict[str, Any]:
+        if isinstance(email := fields.get("email"), str):
+            fields = {**fields, "email": email.strip().lower()}
+        return super()._check(db, fields, partial=partial)
+
+
+def _normalized(email: object) -> str:
+    if not isinstance(email, str):
+        raise InvalidValueError("email", "must be text")
+    return email.strip().lower()

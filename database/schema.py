@@ -1,0 +1,96 @@
+"""The schema's migrations, from a checkout or from the installed package alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import text
+
+from database.errors import SchemaOutdatedError
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+    from sqlalchemy import Connection
+
+    from database.settings import Settings
+
+__all__ = [
+    "alembic_config",
+    "check_schema",
+    "current_revision",
+    "downgrade",
+    "head_revision",
+    "init_db",
+    "upgrade",
+]
+
+
+def _script_location() -> Path:
+    package = Path(__file__).parent
+    shipped = package / "migrations"
+    return shipped if shipped.is_dir() else package.parent / "alembic"
+
+
+def alembic_config(settings: Settings | None = None, output: TextIO | None = None) -> Config:
+    """Return a configuration for `alembic.command`.
+
+    Args:
+        settings: Which database; None is the process's configuration.
+        output: Where SQL goes in offline mode; None is standard output.
+    """
+    config = Config(output_buffer=output)
+    config.set_main_option("script_location", str(_script_location()).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["settings"] = settings
+    return config
+
+
+def head_revision() -> str:
+    """Return the revision that this version of the library needs."""
+    head = ScriptDirectory.from_config(alembic_config()).get_current_head()
+    assert head is not None
+    return head
+
+
+def current_revision(connection: Connection) -> str | None:
+    """Return the database's revision, or None before the first migration."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def upgrade(revision: str = "head", *, settings: Settings | None = None) -> None:
+    """Migrate up to a revision. Waits while another process migrates; each revision commits."""
+    command.upgrade(alembic_config(settings), revision)
+
+
+def downgrade(revision: str, *, settings: Settings | None = None) -> None:
+    """Migrate down to a revision; "base" removes every table, with its data."""
+    command.downgrade(alembic_config(settings), revision)
+
+
+def init_db() -> None:
+    """Bring the configured database to the newest schema: the migrations, for development.
+
+    Safe to call at every start, also by several processes at once.
+    """
+    upgrade()
+
+
+def check_schema() -> None:
+    """Make sure that the configured database is at the revision this version needs.
+
+    Raises:
+        SchemaOutdatedError: It is not; the text says what to run.
+    """
+    from database.config import get_engine  # noqa: PLC0415 - it must not import alembic in turn
+
+    with get_engine().connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        exists = connection.scalar(text("SELECT to_regclass('alembic_version') IS NOT NULL"))
+        found = current_revision(connection) if exists else None
+    if found != head_revision():
+        raise SchemaOutdatedError(found, head_revision())

@@ -24,7 +24,7 @@ lint: setup-dev ## Check style
 	$(RUN) -m ruff format --check .
 
 types: setup-dev ## Check types
-	$(RUN) -m mypy database tests examples benchmarks alembic/env.py
+	$(RUN) -m mypy
 
 migrations: setup-dev ## Test the migrations and look for dangerous locks in their SQL
 	$(RUN) -m pytest -n 0 tests/test_migrations.py

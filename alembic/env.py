@@ -15,7 +15,6 @@ from sqlalchemy.dialects.postgresql.base import ischema_names
 from database.config import get_settings, get_url
 from database.engine import parse_url
 from database.models import Base
-
 from database.types import Vector
 
 if TYPE_CHECKING:

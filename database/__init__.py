@@ -146,7 +146,7 @@ def __getattr__(name: str) -> Any:
     if name == "engine":
         return get_engine()
     if name in _LAZY:
-        from importlib import import_module  # noqa: PLC0415
+        from importlib import import_module
 
         value = getattr(import_module(_LAZY[name]), name)
         globals()[name] = value

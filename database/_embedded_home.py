@@ -154,7 +154,7 @@ class Home:
             ConfigurationError: The tool failed; the message ends with its last lines.
         """
         account = self.account
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603 - tools of the wheel, without a shell
             [str(self.binaries / tool), *arguments],
             cwd=self.data_dir,
             env={"PATH": os.defpath, "LC_ALL": "C"},

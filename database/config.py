@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from sqlalchemy.orm import sessionmaker
 
@@ -17,6 +17,7 @@ from database.session import TenantSession, translated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from sqlalchemy import Engine
 
@@ -42,6 +43,7 @@ class _Process:
 
     settings: Settings | None = None
     engine: Engine | None = None
+    announced: ClassVar[set[Path]] = set()
     lock = threading.RLock()
 
 
@@ -56,7 +58,7 @@ def configure(**settings: object) -> Settings:
     Raises:
         ConfigurationError: A field is unknown or its value not allowed.
     """
-    from database.settings import load_settings  # noqa: PLC0415 - pydantic takes 100 ms to import
+    from database.settings import load_settings
 
     loaded = load_settings(**settings)
     with _Process.lock:
@@ -80,14 +82,16 @@ def get_url(settings: Settings) -> str:
     if settings.url is not None:
         return settings.url.get_secret_value()
     if settings.environment == "production":
-        from database.errors import ConfigurationError  # noqa: PLC0415
+        from database.errors import ConfigurationError
 
         msg = "DATABASE_URL: must be set in production"
         raise ConfigurationError(msg)
-    from database import embedded  # noqa: PLC0415 - only development needs it
+    from database import embedded
 
     server = embedded.start(settings.data_dir)
-    logger.warning("DATABASE_URL is not set: the data is in %s", server.data_dir)
+    if server.data_dir not in _Process.announced:
+        _Process.announced.add(server.data_dir)
+        logger.warning("DATABASE_URL is not set: the data is in %s", server.data_dir)
     return server.url()
 
 
@@ -96,7 +100,7 @@ def get_engine() -> Engine:
     engine = _Process.engine
     if engine is not None:
         return engine
-    from database.engine import create_database_engine  # noqa: PLC0415
+    from database.engine import create_database_engine
 
     with _Process.lock:
         if _Process.engine is None:

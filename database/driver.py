@@ -1,8 +1,8 @@
 """psycopg connections on which BEGIN, tenant and COMMIT ride along with statements.
 
-The connections are in driver autocommit. Beginning a transaction sends nothing: the BEGIN and the two
-SET LOCAL of its tenant wait, and travel in one pipeline with the first statement. A unit known to be a
-single statement takes its COMMIT along as well: one round trip altogether.
+The connections are in driver autocommit. Beginning a transaction sends nothing: the BEGIN and the
+two SET LOCAL of its tenant wait, and travel in one pipeline with the first statement. A unit known
+to be a single statement takes its COMMIT along as well: one round trip altogether.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def _do_connect(
 
 def _connect(settings: Settings, *args: Any, **arguments: Any) -> Connection:
     # tenacity takes 40 ms to import; most programs connect at once, after this.
-    from tenacity import (  # noqa: PLC0415
+    from tenacity import (
         Retrying,
         before_sleep_log,
         retry_if_exception,

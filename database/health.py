@@ -77,7 +77,7 @@ def _pool(engine: Engine) -> dict[str, int]:
 
 
 def _look(engine: Engine) -> dict[str, Any]:
-    from database.schema import current_revision, head_revision  # noqa: PLC0415 - alembic is slow
+    from database.schema import current_revision, head_revision
 
     found: dict[str, Any] = {"head": head_revision()}
     # First as the login itself: the role may not exist before the first migration.

@@ -18,7 +18,7 @@ from pydantic import (
     ValidationInfo,
     with_config,
 )
-from sqlalchemy import BigInteger, Column, Enum, Integer, LargeBinary, String
+from sqlalchemy import BigInteger, Column, Enum, Integer, String, Uuid
 from sqlalchemy.dialects.postgresql import JSONB
 from typing_extensions import TypedDict
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_fields", "check_number"]
 
+_RULES = {"missing": "must be given", "extra_forbidden": "is not a field"}
 _INTEGER = 2**31 - 1
 _BIG_INTEGER = 2**63 - 1
 
@@ -56,7 +57,7 @@ def check_fields(
         InvalidValueError: A field is unknown, missing, or breaks its rule.
     """
     try:
-        checked = _adapter(model, partial).validate_python(values, context=policy)
+        checked = _adapter(model, optional=partial).validate_python(values, context=policy)
     except ValidationError as error:
         raise _first(error) from None
     if "metadata" in checked:
@@ -81,64 +82,69 @@ def _first(error: ValidationError) -> InvalidValueError:
     ours = found.get("ctx", {}).get("error")
     if isinstance(ours, InvalidValueError):
         return ours
-    return InvalidValueError(field, found["msg"])
+    return InvalidValueError(field, _RULES.get(found["type"], found["msg"]))
 
 
 @cache
-def _adapter(model: type[TenantModel], partial_: bool) -> TypeAdapter[dict[str, Any]]:
+def _adapter(model: type[TenantModel], *, optional: bool) -> TypeAdapter[dict[str, Any]]:
     fields = {}
     for attribute in model.__mapper__.column_attrs:
         column = attribute.columns[0]
         if not isinstance(column, Column) or column.name == "tenant_id":
             continue
-        optional = (
-            partial_
+        may_be_missing = (
+            optional
             or column.nullable
             or column.default is not None
             or column.server_default is not None
             or column.name in ("id", "thread_id")
         )
         kind = _type(column)
-        fields[column.name] = NotRequired[kind] if optional else Required[kind]  # type: ignore[valid-type]
+        fields[column.name] = NotRequired[kind] if may_be_missing else Required[kind]
     described = TypedDict(f"{model.__name__}Fields", fields)  # type: ignore[misc]
-    return TypeAdapter(with_config(ConfigDict(strict=True, extra="forbid"))(described))
+    strict = with_config(ConfigDict(strict=True, extra="forbid"))
+    return TypeAdapter(strict(described))  # type: ignore[arg-type]
 
 
 def _type(column: Column[Any]) -> Any:
-    kind: Any
-    rule: dict[str, Any] = dict(column.info.get("rule", {}))
-    match column.type:
-        case Enum(enum_class=values) if values is not None:
-            kind = Annotated[values, Strict(strict=False)]
-        case JSONB():
-            return _json_type(column)
-        case Vector():
-            kind = Any
-        case String():
-            kind = Annotated[str, AfterValidator(partial(_clean, field=column.name))]
-            if column.type.length is not None:
-                rule.setdefault("max_length", column.type.length)
-        case LargeBinary():
-            kind = bytes
-        case Timestamp():
-            kind = AwareDatetime
-        case BigInteger():
-            rule = {"ge": -_BIG_INTEGER, "le": _BIG_INTEGER} | rule
-            kind = int
-        case Integer():
-            rule = {"ge": -_INTEGER, "le": _INTEGER} | rule
-            kind = int
-        case other:
-            kind = other.python_type
-            if kind is UUID:
-                kind = Annotated[UUID, Strict(strict=False)]
+    if isinstance(column.type, JSONB):
+        return _json_type(column)
+    kind, rule = _plain_type(column)
     # A field's constraints go to the type, not to the union with None.
+    rule |= column.info.get("rule", {})
     kind = Annotated[kind, Field(**rule)] if rule else kind
+    if isinstance(column.type, String) and not isinstance(column.type, Enum):
+        kind = Annotated[kind, AfterValidator(partial(_clean, field=column.name))]
     return kind | None if column.nullable else kind
 
 
+def _plain_type(column: Column[Any]) -> tuple[Any, dict[str, Any]]:  # noqa: PLR0911 - a table
+    match column.type:
+        case Enum(enum_class=values) if values is not None:
+            return Annotated[values, Strict(strict=False)], {}
+        case String(length=length):
+            return str, {} if length is None else {"max_length": length}
+        case Timestamp():
+            return AwareDatetime, {}
+        case BigInteger():
+            return int, {"ge": -_BIG_INTEGER, "le": _BIG_INTEGER}
+        case Integer():
+            return int, {"ge": -_INTEGER, "le": _INTEGER}
+        case Uuid():
+            return Annotated[UUID, Strict(strict=False)], {}
+        case Vector():
+            return Any, {}
+        case other:
+            return other.python_type, {}
+
+
 def _clean(value: str, info: ValidationInfo, *, field: str) -> str:
-    return clean_text(value, field, info.context)
+    return clean_text(value, field, _policy(info))
+
+
+def _policy(info: ValidationInfo) -> Policy:
+    assert info.context is not None
+    return info.context  # type: ignore[no-any-return]
 
 
 def _json_type(column: Column[Any]) -> Any:
@@ -149,6 +155,6 @@ def _json_type(column: Column[Any]) -> Any:
             return None
         if is_object and not isinstance(value, dict):
             raise InvalidValueError(column.name, "must be a JSON object")
-        return Serialized(dump_json(value, column.name, info.context))
+        return Serialized(dump_json(value, column.name, _policy(info)))
 
     return Annotated[Any, PlainValidator(serialize)]

@@ -87,7 +87,7 @@ def check_schema() -> None:
     Raises:
         SchemaOutdatedError: It is not; the text says what to run.
     """
-    from database.config import get_engine  # noqa: PLC0415 - it must not import alembic in turn
+    from database.config import get_engine
 
     with get_engine().connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         exists = connection.scalar(text("SELECT to_regclass('alembic_version') IS NOT NULL"))

@@ -85,7 +85,7 @@ class TenantSession(Session):
         **options: Any,
     ) -> None:
         if bind is None:
-            from database.config import get_engine  # noqa: PLC0415 - it imports this module
+            from database.config import get_engine
 
             bind = get_engine()
         super().__init__(bind, expire_on_commit=expire_on_commit, **options)
@@ -196,11 +196,11 @@ def _is_owned(db: Session) -> bool:
 def transaction(db: Session) -> Iterator[None]:
     """Make one unit of several calls: all of them happen, or none.
 
-    The outermost unit of a session commits at its end and rolls back on an error; one within another
-    is a savepoint, so that its error can be caught and the outer unit go on.
+    The outermost unit of a session commits at its end and rolls back on an error; one within
+    another is a savepoint, so that its error can be caught and the outer unit go on.
 
     Raises:
-        TransientError: The commit failed by a deadlock, a serialization failure or a lost connection.
+        TransientError: A deadlock, a serialization failure or a lost connection.
     """
     with translated():
         if _is_owned(db):
@@ -297,7 +297,7 @@ def run_in_transaction(
     """
     if attempts < 1:
         raise InvalidValueError("attempts", "must be at least 1")
-    from database.config import SessionLocal  # noqa: PLC0415 - it imports this module
+    from database.config import SessionLocal
 
     for attempt in range(1, attempts + 1):
         try:

@@ -65,7 +65,7 @@ def load_settings(**values: object) -> Settings:
     """Return the settings, `values` before the environment.
 
     Raises:
-        ConfigurationError: A value is not allowed, or unknown; the text names it, never its content.
+        ConfigurationError: A value is not allowed, or unknown; it is named, never shown.
     """
     unknown = values.keys() - Settings.model_fields.keys()
     if unknown:

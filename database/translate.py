@@ -7,7 +7,8 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import psycopg
-from sqlalchemy import CheckConstraint, ForeignKeyConstraint, Index, UniqueConstraint
+from sqlalchemy import CheckConstraint, Index
+from sqlalchemy.sql.schema import ColumnCollectionConstraint
 
 from database.errors import (
     AlreadyExistsError,
@@ -39,6 +40,7 @@ _TRANSIENT = {
     "25P03": "the transaction was idle for too long",
 }
 _VALUE_RULES = {
+    "22000": "does not fit its column",
     "22001": "is too long for its column",
     "22003": "is out of range",
     "22007": "is no date or time",
@@ -51,7 +53,7 @@ _VALUE_RULES = {
 _MISSING = ("42P01", "42703", "42883", "42704", "22023")
 
 
-def translate(error: DBAPIError) -> DatabaseError | None:
+def translate(error: DBAPIError) -> DatabaseError | None:  # noqa: C901, PLR0911 - a table
     """Return our error for a driver's one, or None for what is unknown."""
     original = error.orig
     if not isinstance(original, psycopg.Error):
@@ -93,7 +95,7 @@ def _not_allowed(diagnostic: Diagnostic) -> DatabaseError:
 
 
 def _schema_outdated() -> SchemaOutdatedError:
-    from database.schema import head_revision  # noqa: PLC0415 - alembic takes 100 ms to import
+    from database.schema import head_revision
 
     return SchemaOutdatedError(None, head_revision())
 
@@ -110,14 +112,11 @@ def _fields() -> dict[str, str]:
     fields = {}
     for table in Base.metadata.tables.values():
         for constraint in (*table.constraints, *table.indexes):
-            if constraint.name is None:
-                continue
-            columns = [c.name for c in constraint.columns if c.name != "tenant_id"]
+            assert isinstance(constraint, ColumnCollectionConstraint | Index)
             if isinstance(constraint, CheckConstraint):
-                columns = [str(constraint.name).removeprefix(f"ck_{table.name}_")]
-            if isinstance(
-                constraint, CheckConstraint | ForeignKeyConstraint | UniqueConstraint | Index
-            ):
-                fields[str(constraint.name)] = ", ".join(columns)
+                about = str(constraint.name).removeprefix(f"ck_{table.name}_")
+            else:
+                about = ", ".join(c.name for c in constraint.columns if c.name != "tenant_id")
+            fields[str(constraint.name)] = about
         fields[f"pk_{table.name}"] = "id"
     return fields

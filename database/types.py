@@ -1,25 +1,23 @@
 """Column types, and what is done to values that PostgreSQL cannot store.
 
-PostgreSQL refuses NUL and lone surrogates in text, and NaN and Infinity in JSON. The policy "replace"
-puts U+FFFD for the former and null for the latter; "error" raises InvalidValueError.
+PostgreSQL refuses NUL and lone surrogates in text, and NaN and Infinity in JSON. The policy
+"replace" puts U+FFFD for the former and null for the latter; "error" raises InvalidValueError.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import orjson
 from sqlalchemy import DateTime, Dialect, Enum
 from sqlalchemy.types import TypeDecorator, UserDefinedType
 
 from database.errors import InvalidValueError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 __all__ = [
     "Policy",
@@ -125,6 +123,7 @@ class Timestamp(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """Return the value, if it has a time zone."""
         if value is not None and value.tzinfo is None:
             raise InvalidValueError("datetime", "must have a time zone")
         return value
@@ -147,7 +146,7 @@ def enum_type(values: type[StrEnum], name: str) -> Enum:
     )
 
 
-class Vector(UserDefinedType["Sequence[float]"]):
+class Vector(UserDefinedType[Sequence[float]]):
     """A pgvector column: `vector(n)`, or `halfvec(n)` above 2,000 dimensions.
 
     Takes a sequence of floats or a NumPy array; gives a list of floats.
@@ -160,10 +159,13 @@ class Vector(UserDefinedType["Sequence[float]"]):
         self.half = half
 
     def get_col_spec(self, **_: Any) -> str:
+        """Return the column's type in SQL."""
         name = "halfvec" if self.half else "vector"
         return name if self.dimensions is None else f"{name}({self.dimensions})"
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], str | None]:  # noqa: ARG002
+        """Return what makes pgvector's text of a vector."""
+
         def process(value: Any) -> str | None:
             if value is None:
                 return None
@@ -176,6 +178,8 @@ class Vector(UserDefinedType["Sequence[float]"]):
         dialect: Dialect,  # noqa: ARG002
         coltype: object,  # noqa: ARG002
     ) -> Callable[[Any], list[float] | None]:
+        """Return what reads pgvector's text."""
+
         def process(value: str | None) -> list[float] | None:
             return None if value is None else orjson.loads(value)
 

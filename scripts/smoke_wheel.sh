@@ -13,14 +13,16 @@ chmod 755 "$work" # for root, whose server runs as another user
 "$python" -m pip --python "$work/venv/bin/python" --quiet --disable-pip-version-check \
     install "$(echo "$work"/dist/*.whl)[embedded]"
 
+project=$("$python" -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(p["name"], p["version"])')
+
 mkdir "$work/elsewhere"
 cd "$work/elsewhere"
 for name in $(env | sed -n 's/^\(DATABASE_[A-Z_]*\)=.*/\1/p'); do
     unset "$name"
 done
-DATABASE_DATA_DIR=$work/data "$work/venv/bin/python" -I - <<'PYTHON'
+DATABASE_DATA_DIR=$work/data "$work/venv/bin/python" -I - $project <<'PYTHON'
 import sys
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import version
 
 import database
 from database import (
@@ -33,7 +35,8 @@ from database import (
 )
 
 assert database.__file__.startswith(sys.prefix), database.__file__
-assert database.__version__ == version(packages_distributions()["database"][0])
+name, built = sys.argv[1:]
+assert version(name) == built, version(name)
 
 init_db()
 with get_db_session() as db:
@@ -43,5 +46,5 @@ with get_db_session() as db:
     history = MessageRepository.history(db, conversation.id)
     assert [message.content for message in history] == ["hi"]
 close_db()
-print(f"wheel {database.__version__}: installed and used")
+print(f"{name} {built}: built, installed and used")
 PYTHON

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -23,7 +23,7 @@ from database.settings import Settings
 
 
 def settings_for(url: str) -> Settings:
-    return Settings(url=url, _env_file=None)  # type: ignore[arg-type,call-arg]
+    return Settings(url=url, _env_file=None)
 
 
 @pytest.fixture(scope="session")
@@ -60,22 +60,17 @@ def template(server: str, testrun_uid: str) -> Iterator[str]:
     name = f"template_{testrun_uid[:12]}"
     with admin(server) as connection:
         connection.execute("SELECT pg_advisory_lock(1)")
-        exists = connection.execute("SELECT FROM pg_database WHERE datname = %s", [name]).fetchone()
+        exists = connection.execute(
+            "SELECT 1 FROM pg_database WHERE datname = %s", [name]
+        ).fetchone()
         if not exists:
             connection.execute(f'CREATE DATABASE "{name}"')
             upgrade(settings=settings_for(in_database(server, name)))
         connection.execute("SELECT pg_advisory_unlock(1)")
     yield name
-    with admin(server) as connection, _ignoring_others():
+    # Another worker may copy it at this moment, and drops it later.
+    with admin(server) as connection, suppress(psycopg.errors.ObjectInUse):
         connection.execute(f'DROP DATABASE IF EXISTS "{name}"')
-
-
-@contextmanager
-def _ignoring_others() -> Iterator[None]:
-    try:
-        yield
-    except psycopg.errors.ObjectInUse:
-        pass  # another worker copies it at this moment, and drops it later
 
 
 @contextmanager

@@ -23,6 +23,9 @@ TABLES = (
     "conversation_memory",
 )
 
+# pgvector indexes `vector` up to 2,000 dimensions, `halfvec` up to 4,000.
+INDEXED_AS_VECTOR = 2000
+
 EXTENSION = """
 DO $migration$ BEGIN
     IF NOT EXISTS (SELECT FROM pg_extension WHERE extname = '{name}') THEN
@@ -189,7 +192,9 @@ CREATE INDEX ix_contexts_substring
     ON contexts USING gin (tenant_id, user_id, (content::text) gin_trgm_ops);
 
 CREATE INDEX ix_contexts_text
-    ON contexts USING gin (tenant_id, user_id, to_tsvector('simple'::regconfig, "left"(content::text, 100000)));
+    ON contexts USING gin (
+        tenant_id, user_id, to_tsvector('simple'::regconfig, "left"(content::text, 100000))
+    );
 
 CREATE INDEX ix_contexts_user_id_updated_at_id
     ON contexts (tenant_id, user_id, updated_at, id);
@@ -416,7 +421,8 @@ CREATE TABLE conversation_memory (
     CONSTRAINT fk_conversation_memory_user_id
         FOREIGN KEY (tenant_id, user_id)
         REFERENCES users (tenant_id, id) ON DELETE CASCADE,
-    CONSTRAINT uq_conversation_memory_conversation_id_sequence UNIQUE (tenant_id, conversation_id, sequence),
+    CONSTRAINT uq_conversation_memory_conversation_id_sequence
+        UNIQUE (tenant_id, conversation_id, sequence),
     CONSTRAINT ck_conversation_memory_importance CHECK (importance >= 0 AND importance <= 1),
     CONSTRAINT ck_conversation_memory_sequence CHECK (sequence > 0),
     CONSTRAINT ck_conversation_memory_access_count CHECK (access_count >= 0),
@@ -470,8 +476,7 @@ CREATE POLICY tenant_isolation ON {table}
 def upgrade() -> None:
     role = context.config.attributes["app_role"]
     dimensions = context.config.attributes["embedding_dimensions"]
-    # pgvector indexes `vector` up to 2,000 dimensions, `halfvec` up to 4,000.
-    kind = "vector" if dimensions <= 2000 else "halfvec"
+    kind = "vector" if dimensions <= INDEXED_AS_VECTOR else "halfvec"
 
     for name in ("vector", "pg_trgm", "btree_gin"):
         op.execute(EXTENSION.format(name=name))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 from datetime import datetime
 from enum import Enum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, dataclass_transform
 from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
-    Constraint,
     ForeignKeyConstraint,
     Index,
     MetaData,
@@ -23,11 +22,14 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.engine.default import DefaultExecutionContext
 from sqlalchemy.orm import ColumnProperty, DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
 from uuid_utils.compat import uuid7
 
 from database.types import Timestamp, utcnow
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine.default import DefaultExecutionContext
+    from sqlalchemy.sql.schema import ColumnCollectionConstraint
 
 __all__ = ["TENANT_PATTERN", "Base", "TenantModel", "owned_by", "refers_to", "rule", "uuid7"]
 
@@ -42,12 +44,13 @@ Json = Annotated[Any, "json"]
 """Any JSON value; None is SQL's NULL."""
 
 
-def _columns_but_tenant(constraint: Constraint | Index, _: Table) -> str:
+def _columns_but_tenant(constraint: ColumnCollectionConstraint | Index, _: Table) -> str:
     # Every key starts with the tenant; without it names stay below PostgreSQL's 63 bytes, and leave
     # room for the shard suffix of Citus.
     return "_".join(c.name for c in constraint.columns if c.name != "tenant_id")
 
 
+@dataclass_transform(kw_only_default=True, field_specifiers=(mapped_column,))
 class Base(MappedAsDataclass, DeclarativeBase, kw_only=True):
     """The declarative base; `Base.metadata` mirrors what the migrations make."""
 
@@ -115,8 +118,8 @@ class TenantModel(Base):
     def to_dict(self) -> dict[str, Any]:
         """Return the loaded fields, ready for JSON.
 
-        UUIDs and timestamps (ISO 8601) are text, bytes base64; fields that are loaded only on request
-        (embeddings) are left out.
+        UUIDs and timestamps (ISO 8601) are text, bytes base64; fields that are loaded only on
+        request (embeddings) are left out.
         """
         state = inspect(self)
         loaded = (a for a in state.mapper.column_attrs if a.key in state.dict)

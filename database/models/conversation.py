@@ -27,8 +27,8 @@ __all__ = ["Conversation"]
 class Conversation(TenantModel):
     """A conversation; `thread_id` is the application's own name for it, by default its id.
 
-    `message_count`, `last_position`, `last_message` and `updated_at` follow its messages. `head_id` is
-    the message that the next one follows; None stands for the newest.
+    `message_count`, `last_position`, `last_message` and `updated_at` follow its messages.
+    `head_id` is the message that the next one follows; None stands for the newest.
     """
 
     __tablename__ = "conversations"

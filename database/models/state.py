@@ -17,7 +17,10 @@ __all__ = ["State"]
 
 
 class State(TenantModel):
-    """A value of a conversation, unique by persona, module, stage and key; None counts as a value."""
+    """A value of a conversation.
+
+    Unique by conversation, persona, module, stage and key, where None counts as a value.
+    """
 
     __tablename__ = "conversation_states"
     __table_args__ = (

@@ -1,7 +1,7 @@
 """The statements that append messages, and the entities of rows that were just written.
 
-An append is one statement: it counts the conversation's row up, which locks it, and inserts with the
-position it got there. So positions have no gap and no double, whoever appends at the same time.
+An append is one statement: it counts the conversation's row up, which locks it, and inserts with
+the position it got there. So positions have no gap and no double, whoever else appends.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm.attributes import instance_state
 
 from database.models.message import Message, Role
+from database.session import tenant_of
 from database.types import Serialized, Timestamp
 
 if TYPE_CHECKING:
@@ -72,8 +73,8 @@ RETURNING position"""
     count=1,
 )
 
-# One JSON document in place of thousands of parameters: 0.4 x the time of executemany. COPY would be
-# faster still, but row-level security refuses it.
+# One JSON document in place of thousands of parameters: 0.4 x the time of executemany. COPY would
+# be faster still, but row-level security refuses it.
 APPEND_MANY = text(
     _COUNT_UP
     + f""",
@@ -120,17 +121,18 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def attach(
     db: Session,
-    tenant_id: str,
+    rows: Sequence[Mapping[str, Any]],
+    *,
     conversation_id: UUID,
     base: int,
     now: datetime,
-    rows: Sequence[Mapping[str, Any]],
 ) -> list[Message]:
     """Return the entities of messages just inserted, without reading them back.
 
     As the loader does: instances without events, whose state is the database's. Reading back 10,000
     messages costs as much as writing them.
     """
+    tenant_id = tenant_of(db)
     messages = []
     for position, row in enumerate(rows, base + 1):
         message = _new_instance()

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from uuid import UUID
 
 from sqlalchemy import (
-    Delete,
     Select,
-    Update,
     bindparam,
     delete,
     func,
@@ -27,9 +25,9 @@ from database.session import one_read, one_write, tenant_of, transaction
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from datetime import datetime
 
     from sqlalchemy.orm import Session
+    from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
 
 __all__ = ["MAX_PAGE", "Repository"]
 
@@ -77,13 +75,13 @@ class Repository(Generic[ModelT]):
             return list(db.scalars(statement, rows))
 
     @classmethod
-    def get(cls, db: Session, id: UUID | str) -> ModelT | None:  # noqa: A002
+    def get(cls, db: Session, id: UUID | str, /) -> ModelT | None:  # noqa: A002
         """Return the row of an id, or None."""
         with one_read(db):
             return db.scalars(_by_id(cls.model), cls._key(db, id)).one_or_none()
 
     @classmethod
-    def require(cls, db: Session, id: UUID | str) -> ModelT:  # noqa: A002
+    def require(cls, db: Session, id: UUID | str, /) -> ModelT:  # noqa: A002
         """Return the row of an id.
 
         Raises:
@@ -109,7 +107,7 @@ class Repository(Generic[ModelT]):
         return cls._page(db, limit, cursor, filters)
 
     @classmethod
-    def update(cls, db: Session, id: UUID | str, *args: Any, **fields: Any) -> ModelT:  # noqa: A002
+    def update(cls, db: Session, id: UUID | str, /, *args: Any, **fields: Any) -> ModelT:  # noqa: A002
         """Change the given fields of a row and return it.
 
         Raises:
@@ -121,13 +119,13 @@ class Repository(Generic[ModelT]):
         return cls._found(cls._update(db, cls._id(id), cls.model.id, fields))
 
     @classmethod
-    def delete(cls, db: Session, id: UUID | str) -> bool:  # noqa: A002
+    def delete(cls, db: Session, id: UUID | str, /) -> bool:  # noqa: A002
         """Delete a row and all that it owns; tell whether there was one."""
         with one_write(db):
             return db.scalar(_delete(cls.model), cls._key(db, id)) is not None
 
     @classmethod
-    def exists(cls, db: Session, id: UUID | str) -> bool:  # noqa: A002
+    def exists(cls, db: Session, id: UUID | str, /) -> bool:  # noqa: A002
         """Tell whether there is a row of an id."""
         with one_read(db):
             return db.scalar(_exists(cls.model), cls._key(db, id)) is not None
@@ -145,7 +143,7 @@ class Repository(Generic[ModelT]):
         cls, db: Session, fields: Mapping[str, Any], *, partial: bool = False
     ) -> dict[str, Any]:
         # pydantic takes 100 ms to import, and only writing needs it.
-        from database.rules import check_fields  # noqa: PLC0415
+        from database.rules import check_fields
 
         policy = db.get_bind().get_execution_options()["unstorable"]
         return check_fields(cls.model, fields, policy, partial=partial)
@@ -154,12 +152,15 @@ class Repository(Generic[ModelT]):
     def _insert(cls, db: Session, fields: Mapping[str, Any]) -> ModelT:
         values = cls._check(db, fields)
         with one_write(db):
-            return db.scalars(_insert(cls.model), [values]).one()
+            made: ModelT = db.scalars(_insert(cls.model), [values]).one()
+            return made
 
     @classmethod
     def _update(
         cls, db: Session, key: Any, column: Any, fields: Mapping[str, Any]
     ) -> ModelT | None:
+        if "id" in fields:
+            raise InvalidValueError("id", "cannot be changed")
         values = cls._check(db, fields, partial=True)
         statement = _update(cls.model, column).values(values)
         with one_write(db):
@@ -173,7 +174,7 @@ class Repository(Generic[ModelT]):
         cursor: str | None,
         filters: Mapping[str, Any],
     ) -> Page[ModelT]:
-        from database.rules import check_number  # noqa: PLC0415
+        from database.rules import check_number
 
         check_number("limit", limit, 1, MAX_PAGE)
         checked = cls._filters(db, filters)
@@ -181,7 +182,7 @@ class Repository(Generic[ModelT]):
         parameters = {"tenant": tenant_of(db), "limit": limit + 1, **_named(checked)}
         if cursor is not None:
             parameters["after_value"], parameters["after_id"] = decode_cursor(name, cursor)
-        statement = _listing(cls.model, cls.order, tuple(checked), cursor is not None)
+        statement = _listing(cls.model, cls.order, tuple(checked), after=cursor is not None)
         with one_read(db):
             rows = list(db.scalars(statement, parameters))
         if len(rows) <= limit:
@@ -224,7 +225,7 @@ def _named(filters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def _insert(model: type[ModelT]) -> Any:
+def _insert(model: type[ModelT]) -> ReturningInsert[ModelT]:
     return insert(model).returning(model).execution_options(**OPTIONS)
 
 
@@ -247,7 +248,7 @@ def _exists(model: type[ModelT]) -> Select[Any]:
 
 
 @cache
-def _delete(model: type[ModelT]) -> Delete[Any]:
+def _delete(model: type[ModelT]) -> ReturningDelete[UUID]:
     return (
         delete(model)
         .where(model.tenant_id == bindparam("tenant"), model.id == bindparam("key"))
@@ -257,7 +258,7 @@ def _delete(model: type[ModelT]) -> Delete[Any]:
 
 
 @cache
-def _update(model: type[ModelT], column: Any) -> Update[Any]:
+def _update(model: type[ModelT], column: Any) -> ReturningUpdate[ModelT]:
     return (
         update(model)
         .where(model.tenant_id == bindparam("tenant"), column == bindparam("key"))
@@ -278,7 +279,7 @@ def _count(model: type[ModelT], filters: tuple[str, ...]) -> Select[int]:
 
 @cache
 def _listing(
-    model: type[ModelT], order: str, filters: tuple[str, ...], after: bool
+    model: type[ModelT], order: str, filters: tuple[str, ...], *, after: bool
 ) -> Select[ModelT]:
     column = getattr(model, order)
     statement = (

@@ -20,8 +20,6 @@ from database.repositories.user import UserRepository
 from database.session import one_read, one_write, tenant_of, transaction
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from sqlalchemy.orm import Session
 
     from database.pagination import Page
@@ -145,7 +143,7 @@ class ConversationRepository(Repository[Conversation]):
         *,
         user_id: UUID | str | None = None,
     ) -> Conversation:
-        """Return the conversation of a thread, made if there was none; safe against concurrent calls.
+        """Return the conversation of a thread, made if there was none, also by concurrent calls.
 
         Raises:
             InvalidReferenceError: It must be made, and there is no such user.
@@ -171,7 +169,7 @@ class ConversationRepository(Repository[Conversation]):
 
         The cost grows with `offset`; `list_by_user` pages at equal cost.
         """
-        from database.rules import check_number  # noqa: PLC0415 - see Repository._check
+        from database.rules import check_number
 
         parameters = {
             "tenant": tenant_of(db),
@@ -225,7 +223,7 @@ class ConversationRepository(Repository[Conversation]):
 
     @classmethod
     def delete(cls, db: Session, thread_id: str | UUID) -> bool:
-        """Delete a conversation by thread (text) or id (UUID), with its messages, states, memories."""
+        """Delete a conversation by thread (text) or id (UUID), with all that it owns."""
         if isinstance(thread_id, UUID):
             return super().delete(db, thread_id)
         with one_write(db):

@@ -96,8 +96,8 @@ _RECOUNT = (
 class MessageRepository(Repository[Message]):
     """The messages of a tenant's conversations.
 
-    `conversation_id` is a UUID, its text, or the conversation's thread_id, which costs one query more.
-    What reads a conversation leaves out deactivated messages, and finds nothing in an unknown one.
+    `conversation_id` is a UUID, or its text or the conversation's thread_id, which costs one query
+    more. Reads leave out deactivated messages, and find nothing in an unknown conversation.
     """
 
     model = Message
@@ -187,7 +187,8 @@ class MessageRepository(Repository[Message]):
                 position = connection.scalar(APPEND, parameters)
                 if position is None:
                     raise InvalidReferenceError("conversation_id")
-                return attach(db, tenant, conversation, position - 1, now, [row])[0]
+                base = position - 1
+                return attach(db, [row], conversation_id=conversation, base=base, now=now)[0]
         except AlreadyExistsError as error:
             if idempotency_key is None or "idempotency_key" not in error.key:
                 raise
@@ -252,7 +253,7 @@ class MessageRepository(Repository[Message]):
         Raises:
             InvalidValueError: An argument is negative.
         """
-        from database.rules import check_number  # noqa: PLC0415 - see Repository._check
+        from database.rules import check_number
 
         bounds = {"limit": limit, "before": before, "after": after}
         given = {
@@ -274,7 +275,7 @@ class MessageRepository(Repository[Message]):
         cls, db: Session, conversation_id: UUID | str, start: int, end: int
     ) -> builtins.list[Message]:
         """Return the messages at positions `start` to `end`, both included, in order."""
-        from database.rules import check_number  # noqa: PLC0415 - see Repository._check
+        from database.rules import check_number
 
         parameters = {
             "conversation": cls._conversation(db, conversation_id),
@@ -304,7 +305,7 @@ class MessageRepository(Repository[Message]):
             conversation_id: Whose.
             batch_size: How many messages are in memory at a time.
         """
-        from database.rules import check_number  # noqa: PLC0415 - see Repository._check
+        from database.rules import check_number
 
         parameters = {
             "conversation": cls._conversation(db, conversation_id),
@@ -329,7 +330,7 @@ class MessageRepository(Repository[Message]):
         conversation_id: UUID | str,
         ids: Sequence[UUID | str] | None = None,
     ) -> int:
-        """Hide messages of a conversation, all or the given ones, until `restore`; return how many."""
+        """Hide messages, all of a conversation or the given ones; return how many."""
         return cls._set_active(db, conversation_id, ids, active=False)
 
     @classmethod
@@ -370,7 +371,7 @@ class MessageRepository(Repository[Message]):
             return [cls.create(db, **item) for item in items]
 
     @classmethod
-    def update(cls, db: Session, id: UUID | str, *args: Any, **fields: Any) -> Message:  # noqa: A002
+    def update(cls, db: Session, id: UUID | str, /, *args: Any, **fields: Any) -> Message:  # noqa: A002
         """Change fields of a message in place; its conversation's preview follows.
 
         Raises:
@@ -387,7 +388,7 @@ class MessageRepository(Repository[Message]):
             return message
 
     @classmethod
-    def delete(cls, db: Session, id: UUID | str) -> bool:  # noqa: A002
+    def delete(cls, db: Session, id: UUID | str, /) -> bool:  # noqa: A002
         """Delete a message for good, counting its conversation anew; tell whether there was one."""
         with transaction(db):
             message = cls.get(db, id)
@@ -425,9 +426,8 @@ class MessageRepository(Repository[Message]):
     ) -> builtins.list[Message]:
         if not rows:
             return []
-        tenant = tenant_of(db)
         parameters = {
-            "tenant": tenant,
+            "tenant": tenant_of(db),
             "conversation": conversation,
             "count": len(rows),
             "preview": rows[-1]["content"][:PREVIEW],
@@ -438,7 +438,7 @@ class MessageRepository(Repository[Message]):
             base = connection.scalar(APPEND_MANY, parameters)
             if base is None:
                 raise InvalidReferenceError("conversation_id")
-            return attach(db, tenant, conversation, base, now, rows)
+            return attach(db, rows, conversation_id=conversation, base=base, now=now)
 
     @classmethod
     def _append_new(

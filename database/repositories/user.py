@@ -16,7 +16,7 @@ from database.session import one_read, one_write, tenant_of, transaction
 from database.types import utcnow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from uuid import UUID
 
     from sqlalchemy.orm import Session
@@ -117,7 +117,7 @@ class UserRepository(Repository[User]):
             "first_name": first_name,
             "last_name": last_name,
         }
-        fields = {name: value for name, value in given.items() if value is not None}
+        fields: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
         fields["last_active_at"] = utcnow()
         found = cls.get_by_identity(db, provider, subject)
         if found is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import psycopg
 from psycopg.types.string import StrDumperUnknown
-from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy import Engine, NullPool, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, InvalidatePoolError
 
 from database.driver import Connection, Cursor, ServerCursor
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from database.settings import Settings
 
-__all__ = ["create_database_engine", "parse_url"]
+__all__ = ["create_database_engine", "create_migration_engine", "parse_url"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,10 @@ def parse_url(text: str) -> URL:
     except (ArgumentError, ValueError):
         msg = "DATABASE_URL: must look like postgresql://user:password@host:5432/name"
         raise ConfigurationError(msg) from None
+    if "@" in (url.host or ""):
+        # What stands before it is the end of a password.
+        msg = "DATABASE_URL: an @ in the user or password must be written as %40"
+        raise ConfigurationError(msg)
     if url.drivername not in ("postgres", "postgresql", "postgresql+psycopg"):
         msg = "DATABASE_URL: must begin with postgresql:// (the driver is always psycopg)"
         raise ConfigurationError(msg)
@@ -79,6 +83,20 @@ def create_database_engine(url: str, settings: Settings) -> Engine:
     event.listen(engine, "checkin", _checkin)
     if settings.pool_pre_ping:
         event.listen(engine, "checkout", _checkout)
+    return engine
+
+
+def create_migration_engine(url: str, settings: Settings) -> Engine:
+    """Return an engine that stays in the login role, waits without timeouts, and keeps nothing."""
+    arguments = _connect_args(settings) | {
+        "autocommit": False,
+        "application_name": f"{settings.application_name} migrations",
+    }
+    arguments.pop("options", None)
+    engine = create_engine(
+        parse_url(url), poolclass=NullPool, hide_parameters=True, connect_args=arguments
+    )
+    event.listen(engine, "do_connect", partial(_do_connect, settings))
     return engine
 
 

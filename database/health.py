@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import URL, Engine, QueuePool, text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from database.config import get_engine
 from database.errors import DatabaseError
-from database.translate import translate
+from database.session import translated
 
 __all__ = ["check_connection"]
 
@@ -41,13 +41,13 @@ def check_connection() -> dict[str, Any]:
     try:
         engine = get_engine()
         report |= _where(engine.url) | {"pool": _pool(engine)}
-        report |= _look(engine)
+        with translated():
+            report |= _look(engine)
     except DatabaseError as error:
         return {"status": "unhealthy", "message": str(error), **report}
     except SQLAlchemyError as error:
-        known = translate(error) if isinstance(error, DBAPIError) else None
         # The name alone: a driver's text can hold values.
-        return {"status": "unhealthy", "message": str(known or type(error).__name__), **report}
+        return {"status": "unhealthy", "message": type(error).__name__, **report}
     if report["revision"] != report["head"]:
         found = report["revision"] or "none"
         message = f"the schema is at revision {found}, not {report['head']}: alembic upgrade head"

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
-from database.errors import SchemaOutdatedError
+from database.errors import ConfigurationError, SchemaOutdatedError, TransientError
+from database.translate import translate
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import TextIO
 
     from sqlalchemy import Connection
@@ -63,20 +68,43 @@ def current_revision(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn the server's refusals into our errors, with the advice that a migration gives."""
+    try:
+        yield
+    except DBAPIError as error:
+        if isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+            said = error.orig.diag
+            msg = "; ".join(filter(None, (said.message_primary, said.message_hint)))
+            raise ConfigurationError(msg) from error
+        known = translate(error)
+        if isinstance(known, TransientError):
+            raise known from error
+        raise
+
+
 def upgrade(revision: str = "head", *, settings: Settings | None = None) -> None:
-    """Migrate up to a revision. Waits while another process migrates; each revision commits."""
-    command.upgrade(alembic_config(settings), revision)
+    """Migrate up to a revision. Waits while another process migrates; each revision commits.
+
+    Raises:
+        ConfigurationError: The login may not do it; the text says what it lacks.
+        TransientError: No server can be reached, or it holds a lock for too long.
+    """
+    with _explained():
+        command.upgrade(alembic_config(settings), revision)
 
 
 def downgrade(revision: str, *, settings: Settings | None = None) -> None:
-    """Migrate down to a revision; "base" removes every table, with its data."""
-    command.downgrade(alembic_config(settings), revision)
+    """Migrate down to a revision; "base" removes every table and its data. Raises as `upgrade`."""
+    with _explained():
+        command.downgrade(alembic_config(settings), revision)
 
 
 def init_db() -> None:
     """Bring the configured database to the newest schema: the migrations, for development.
 
-    Safe to call at every start, also by several processes at once.
+    Safe to call at every start, also by several processes at once. Raises as `upgrade` does.
     """
     upgrade()
 
@@ -89,7 +117,8 @@ def check_schema() -> None:
     """
     from database.config import get_engine
 
-    with get_engine().connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    engine = get_engine().execution_options(isolation_level="AUTOCOMMIT")
+    with _explained(), engine.connect() as connection:
         exists = connection.scalar(text("SELECT to_regclass('alembic_version') IS NOT NULL"))
         found = current_revision(connection) if exists else None
     if found != head_revision():

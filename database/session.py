@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import (
     ORMExecuteState,
     Session,
@@ -177,6 +178,9 @@ def translated() -> Iterator[None]:
         if known is None:
             raise
         raise known from error
+    except PoolTimeoutError as error:
+        msg = "no connection of the pool became free within pool_timeout"
+        raise TransientError(msg) from error
 
 
 def _is_owned(db: Session) -> bool:

@@ -80,7 +80,10 @@ def translate(error: DBAPIError) -> DatabaseError | None:  # noqa: C901, PLR0911
         case _ if state in _MISSING:
             return _schema_outdated()
         case _ if error.connection_invalidated:
-            return TransientError("the connection was lost: the work since the last commit with it")
+            return TransientError(
+                "the connection was lost: what was not committed is undone, and whether a commit just"
+                " sent took effect is not known"
+            )
         case _:
             return None
 

@@ -55,7 +55,9 @@ class Conversation(TenantModel):
     message_count: Mapped[int] = mapped_column(default=0, server_default=text("0"))
     last_position: Mapped[BigInt] = mapped_column(default=0, server_default=text("0"))
     head_id: Mapped[UUID | None] = mapped_column(default=None)
-    version: Mapped[int] = mapped_column(default=1, server_default=text("1"))
+    version: Mapped[int] = mapped_column(
+        default=1, server_default=text("1"), onupdate=text("version + 1")
+    )
     provider_type: Mapped[Str64 | None] = mapped_column(default=None)
     provider_config: Mapped[dict[str, Any] | None] = mapped_column(default=None, repr=False)
     metadata_: Mapped[dict[str, Any]] = mapped_column(

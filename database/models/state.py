@@ -53,4 +53,6 @@ class State(TenantModel):
     executed_at: Mapped[datetime] = mapped_column(
         default_factory=utcnow, server_default=text("now()")
     )
-    version: Mapped[int] = mapped_column(default=1, server_default=text("1"), info=rule(ge=1))
+    version: Mapped[int] = mapped_column(
+        default=1, server_default=text("1"), onupdate=text("version + 1"), info=rule(ge=1)
+    )

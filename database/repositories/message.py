@@ -86,7 +86,6 @@ _RECOUNT = (
         .order_by(Message.position.desc())
         .limit(1)
         .scalar_subquery(),
-        version=Conversation.version + 1,
         updated_at=bindparam("now"),
     )
     .execution_options(synchronize_session=False, names_tenant=True)

@@ -6,74 +6,99 @@ role. Behind PgBouncer it must be the server's own address: the lock belongs to 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+import time
+from typing import TYPE_CHECKING, Any
 
 from alembic import context
-from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy import text
 from sqlalchemy.dialects.postgresql.base import ischema_names
 
 from database.config import get_settings, get_url
-from database.engine import parse_url
 from database.models import Base
+from database.pool import create_migration_engine
+from database.schema import ADVISORY_LOCK
 from database.types import Vector
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy import Connection
 
     from database.settings import Settings
 
-# Any fixed number; all processes that migrate this schema must use the same.
-ADVISORY_LOCK = 6_215_300_418
+logger = logging.getLogger("alembic.runtime.migration")
 
 # So that `alembic check` knows the type it reads from the database.
 ischema_names["vector"] = Vector
 ischema_names["halfvec"] = Vector
 
 
-def _options(settings: Settings) -> dict[str, object]:
+def _configure(settings: Settings, **where: Any) -> None:
     # The revisions read these: what a database is made with is chosen where it is made.
     context.config.attributes["app_role"] = settings.app_role
     context.config.attributes["embedding_dimensions"] = settings.embedding_dimensions
-    return {
-        "target_metadata": Base.metadata,
-        "transaction_per_migration": True,
-        "compare_server_default": True,
-    }
+    context.configure(
+        target_metadata=Base.metadata,
+        transaction_per_migration=True,
+        compare_server_default=True,
+        **where,
+    )
+
+
+def _timeouts(settings: Settings) -> Iterator[str]:
+    yield f"SET lock_timeout = {round(settings.lock_timeout * 1000)}"
+    if settings.statement_timeout:
+        yield f"SET statement_timeout = {round(settings.statement_timeout * 1000)}"
+
+
+def _wait_for_turn(connection: Connection) -> None:
+    """Take the lock that the session keeps until it ends, however it ends.
+
+    Asks again and again: whoever waits inside pg_advisory_lock() has a snapshot open, for which a
+    CREATE INDEX CONCURRENTLY of the process that migrates would wait in turn.
+    """
+    free = text("SELECT pg_try_advisory_lock(:key)").bindparams(key=ADVISORY_LOCK)
+    told = False
+    while not connection.scalar(free):
+        connection.commit()
+        if not told:
+            logger.info("Waiting for another process that migrates this database")
+            told = True
+        time.sleep(0.1)
+    connection.commit()
 
 
 def _migrate(connection: Connection, settings: Settings) -> None:
-    milliseconds = round(settings.lock_timeout * 1000)
-    connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
-    connection.execute(text(f"SET lock_timeout = {milliseconds}"))
-    if settings.statement_timeout:
-        milliseconds = round(settings.statement_timeout * 1000)
-        connection.execute(text(f"SET statement_timeout = {milliseconds}"))
+    _wait_for_turn(connection)
+    for statement in _timeouts(settings):
+        connection.execute(text(statement))
     connection.commit()
-    try:
-        context.configure(connection=connection, **_options(settings))
-        with context.begin_transaction():
-            context.run_migrations()
-    finally:
-        connection.rollback()
-        connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": ADVISORY_LOCK})
-        connection.commit()
+    _configure(settings, connection=connection)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def _render(settings: Settings) -> None:
+    # With the driver's own style of parameters every % would be written twice.
+    style = {"paramstyle": "named"}
+    _configure(settings, dialect_name="postgresql", literal_binds=True, dialect_opts=style)
+    with context.begin_transaction():
+        for statement in _timeouts(settings):
+            context.execute(statement)
+        context.run_migrations()
 
 
 def _run() -> None:
     settings = context.config.attributes.get("settings") or get_settings()
+    if context.config.cmd_opts is not None:  # from the command line: tell what is done
+        logging.basicConfig(format="%(message)s")
+        logger.setLevel(logging.INFO)
     if context.is_offline_mode():
-        context.configure(dialect_name="postgresql", literal_binds=True, **_options(settings))
-        with context.begin_transaction():
-            context.run_migrations()
+        _render(settings)
         return
     url = settings.migration_url.get_secret_value() if settings.migration_url else get_url(settings)
-    engine = create_engine(
-        parse_url(url),
-        poolclass=NullPool,
-        hide_parameters=True,
-        connect_args={"application_name": f"{settings.application_name} migrations"},
-    )
-    with engine.connect() as connection:
+    with create_migration_engine(url, settings).connect() as connection:
         _migrate(connection, settings)
 
 

@@ -58,13 +58,8 @@ from database.repositories.module import ModuleRepository
 from database.repositories.persona import PersonaRepository
 from database.repositories.state import StateRepository
 from database.repositories.user import UserRepository
-from database.session import (
-    ALL_TENANTS,
-    TenantSession,
-    bind_tenant,
-    run_in_transaction,
-    transaction,
-)
+from database.session import ALL_TENANTS, TenantSession, bind_tenant
+from database.units import run_in_transaction, transaction
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

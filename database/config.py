@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sqlalchemy.orm import sessionmaker
 
-from database.session import TenantSession, translated
+from database.session import TenantSession
+from database.units import translated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,7 +101,7 @@ def get_engine() -> Engine:
     engine = _Process.engine
     if engine is not None:
         return engine
-    from database.engine import create_database_engine
+    from database.pool import create_database_engine
 
     with _Process.lock:
         if _Process.engine is None:

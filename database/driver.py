@@ -8,17 +8,21 @@ to be a single statement takes its COMMIT along as well: one round trip altogeth
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
-from psycopg import sql
+from psycopg import generators, sql
 from psycopg.pq import TransactionStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
-__all__ = ["Connection", "prelude"]
+    import sqlalchemy
+    from psycopg.abc import PQGen
+
+__all__ = ["Connection", "driver_of", "prelude"]
 
 _PING_AFTER_IDLE_SECONDS = 30.0
 
@@ -41,27 +45,54 @@ def prelude(tenant_id: str | None, role: str) -> tuple[bytes, ...]:
     return (enter.as_bytes(None), tenant.as_bytes(None))
 
 
+class Pipeline(psycopg.Pipeline):
+    """A pipeline that ends with its Sync, and raises its first error.
+
+    psycopg's own sends a Flush behind the Sync when the results come in two reads: a message, which
+    to the server ends the waiting that idle_in_transaction_session_timeout limits. And of two reads
+    it raises the second one's error, that of the statements behind the failed one.
+    """
+
+    def _exit_gen(self) -> PQGen[None]:
+        self._enqueue_sync()
+        try:
+            yield from self._communicate_gen()
+        except psycopg.Error:
+            with suppress(psycopg.Error):
+                yield from self._rest_gen()
+            raise
+        yield from self._rest_gen()
+
+    def _rest_gen(self) -> PQGen[None]:
+        # psycopg would wait for results though the end of a large statement is not sent yet: both
+        # sides would wait for ever.
+        yield from generators.send(self.pgconn)
+        yield from self._fetch_gen(flush=False)
+
+
 class Connection(psycopg.Connection[Any]):
     """A connection that holds back control statements until the next statement takes them along."""
 
     _before: tuple[bytes, ...] = ()
     _after: bytes | None = None
     _spent: bool = False
+    _guarded: bool = False
     _released_at: float = 0.0
+    ended: int = 0
     tenant_id: str | None = None
 
     def begin(self, tenant_id: str | None, role: str) -> None:
         """Begin a transaction of a tenant with the next statement; sends nothing yet."""
-        # With an isolation level of its own the driver is not in autocommit and sends BEGIN itself.
-        start = (b"BEGIN",) if self.autocommit else ()
-        self._before = start + prelude(tenant_id, role)
+        # With an isolation level of its own the connection is not in the driver's autocommit.
+        start = b"BEGIN" if self.autocommit else self._get_tx_start_command()
+        self._before = (start, *prelude(tenant_id, role))
         self._after = None
         self._spent = False
         self.tenant_id = tenant_id
 
     def enter(self, tenant_id: str | None, role: str) -> None:
         """Work in another tenant for the rest of the transaction."""
-        if b"BEGIN" in self._before or not self.autocommit:
+        if self._before and self._before[0].startswith(b"BEGIN"):
             self.begin(tenant_id, role)
         else:
             self._before = prelude(tenant_id, role) or (b"SET LOCAL ROLE NONE",)
@@ -77,17 +108,25 @@ class Connection(psycopg.Connection[Any]):
         self._after = b"RELEASE " + savepoint
 
     def undo(self, savepoint: bytes) -> None:
-        """Roll back to the savepoint if the statement it guarded has failed."""
+        """Roll back to the savepoint if the statement it guarded was not sent, or has failed."""
         self._after = None
-        if self.info.transaction_status == TransactionStatus.INERROR:
-            with self.pipeline():
+        begin = b"SAVEPOINT " + savepoint
+        if begin in self._before:
+            self._before = tuple(waiting for waiting in self._before if waiting != begin)
+        elif self._guarded or self.info.transaction_status == TransactionStatus.INERROR:
+            # What failed before the savepoint, or with the connection, fails here too: that error
+            # is on its way already.
+            with suppress(psycopg.Error), self.pipeline():
                 self.send_control((b"ROLLBACK TO " + savepoint, b"RELEASE " + savepoint))
+        self._guarded = False
 
     def end(self) -> None:
         """Forget what waits: the transaction is over."""
+        self.ended += 1
         self._before = ()
         self._after = None
         self._spent = False
+        self._guarded = False
         self.tenant_id = None
 
     def take(self) -> tuple[tuple[bytes, ...], bytes | None]:
@@ -99,6 +138,31 @@ class Connection(psycopg.Connection[Any]):
         self._before, self._after = (), None
         self._spent = after == b"COMMIT"
         return before, after
+
+    @contextmanager
+    def pipeline(self) -> Iterator[psycopg.Pipeline]:
+        """Send the block's statements in one round trip; raise what the first failed one raises."""
+        self._check_connection_ok()
+        if self._pipeline is None:
+            self._pipeline = Pipeline(self)
+        with super().pipeline() as pipeline:
+            yield pipeline
+
+    @contextmanager
+    def sending(self, before: tuple[bytes, ...], after: bytes | None) -> Iterator[None]:
+        """Send the block's statements between others, all in one round trip."""
+        self._guarded = after is not None and after.startswith(b"RELEASE")
+        if before and not self.autocommit:
+            # The driver sends a BEGIN of its own unless it sees that a transaction has begun.
+            with self.pipeline():
+                self.send_control(before)
+            before = ()
+        with self.pipeline():
+            self.send_control(before)
+            yield
+            if after is not None:
+                self.send_control((after,))
+        self._guarded = False
 
     def send_waiting(self) -> None:
         """Send what waits now, for statements that cannot ride in a pipeline."""
@@ -142,6 +206,13 @@ class Connection(psycopg.Connection[Any]):
         return not self.broken
 
 
+def driver_of(connection: sqlalchemy.Connection) -> Connection:
+    """Return the driver's connection behind SQLAlchemy's."""
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, Connection)
+    return driver
+
+
 class Cursor(psycopg.Cursor[Any]):
     """A cursor whose statements take along what waits on their connection."""
 
@@ -150,21 +221,15 @@ class Cursor(psycopg.Cursor[Any]):
         before, after = connection.take()
         if not before and after is None:
             return super().execute(query, params, **options)
-        with connection.pipeline():
-            connection.send_control(before)
+        with connection.sending(before, after):
             super().execute(query, params, **options)
-            if after is not None:
-                connection.send_control((after,))
         return self
 
     def executemany(self, query: Any, params_seq: Any, *, returning: bool = False) -> None:
         connection: Connection = self._conn  # type: ignore[assignment]
         before, after = connection.take()
-        with connection.pipeline():
-            connection.send_control(before)
+        with connection.sending(before, after):
             super().executemany(query, params_seq, returning=returning)
-            if after is not None:
-                connection.send_control((after,))
 
     def copy(self, statement: Any, params: Any = None, **options: Any) -> Any:
         connection: Connection = self._conn  # type: ignore[assignment]
@@ -180,7 +245,21 @@ class Cursor(psycopg.Cursor[Any]):
 class ServerCursor(psycopg.ServerCursor[Any]):
     """A server-side cursor; its DECLARE cannot ride in a pipeline."""
 
+    _transaction: int | None = None
+
     def execute(self, query: Any, params: Any = None, **options: Any) -> Self:
         connection: Connection = self._conn  # type: ignore[assignment]
         connection.send_waiting()
+        self._transaction = connection.ended
         return super().execute(query, params, **options)
+
+    def close(self) -> None:
+        connection: Connection = self._conn  # type: ignore[assignment]
+        if self._transaction != connection.ended:
+            # It went with its transaction, and the connection may be somebody else's by now.
+            psycopg.Cursor.close(self)
+            return
+        # It may have gone with a savepoint, and closing it again would abort the transaction: so
+        # psycopg asks first, as it does for cursors that it has not declared itself.
+        self._described = False
+        super().close()

@@ -9,7 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from database.config import get_engine
 from database.errors import DatabaseError
-from database.session import translated
+from database.units import translated
 
 __all__ = ["check_connection"]
 
@@ -59,10 +59,11 @@ def check_connection() -> dict[str, Any]:
 
 
 def _where(url: URL) -> dict[str, Any]:
+    port = url.port or url.query.get("port", 5432)
     return {
         "database": url.database,
         "host": url.host or url.query.get("host"),
-        "port": url.port or 5432,
+        "port": int(port) if isinstance(port, str) and port.isdecimal() else port,
     }
 
 

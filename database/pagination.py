@@ -65,6 +65,10 @@ def decode_cursor(order: str, cursor: str) -> tuple[datetime | None, UUID]:
         last_id = UUID(row_id)
     except (ValueError, TypeError, AttributeError, binascii.Error):
         raise InvalidValueError("cursor", "must be a next_cursor of this list") from None
-    if found != order or (sort_value is not None and sort_value.tzinfo is None):
+    if order.endswith(".id"):
+        fits = sort_value is None
+    else:
+        fits = sort_value is not None and sort_value.tzinfo is not None
+    if found != order or not fits:
         raise InvalidValueError("cursor", "must be a next_cursor of this list")
     return sort_value, last_id

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache, partial
+from math import isfinite
+from numbers import Real
 from typing import TYPE_CHECKING, Annotated, Any, NotRequired, Required
 from uuid import UUID
 
 from pydantic import (
-    AfterValidator,
     AwareDatetime,
+    BeforeValidator,
     ConfigDict,
     Field,
     PlainValidator,
@@ -114,7 +117,8 @@ def _type(column: Column[Any]) -> Any:
     rule |= column.info.get("rule", {})
     kind = Annotated[kind, Field(**rule)] if rule else kind
     if isinstance(column.type, String) and not isinstance(column.type, Enum):
-        kind = Annotated[kind, AfterValidator(partial(_clean, field=column.name))]
+        # Before the rules: pydantic itself refuses lone surrogates.
+        kind = Annotated[kind, BeforeValidator(partial(_clean, field=column.name))]
     return kind | None if column.nullable else kind
 
 
@@ -133,13 +137,26 @@ def _plain_type(column: Column[Any]) -> tuple[Any, dict[str, Any]]:  # noqa: PLR
         case Uuid():
             return Annotated[UUID, Strict(strict=False)], {}
         case Vector():
-            return Any, {}
+            return Annotated[Any, PlainValidator(partial(_check_vector, field=column.name))], {}
         case other:
             return other.python_type, {}
 
 
-def _clean(value: str, info: ValidationInfo, *, field: str) -> str:
-    return clean_text(value, field, _policy(info))
+def _clean(value: Any, info: ValidationInfo, *, field: str) -> Any:
+    return clean_text(value, field, _policy(info)) if isinstance(value, str) else value
+
+
+def _check_vector(value: Any, *, field: str) -> list[float]:
+    # A NumPy array, or whatever else can become a list.
+    numbers = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(numbers, list | tuple) and numbers:
+        kinds = set(map(type, numbers))
+        if bool not in kinds and all(issubclass(kind, Real) for kind in kinds):
+            with suppress(OverflowError):
+                floats = list(map(float, numbers))
+                if all(map(isfinite, floats)):
+                    return floats
+    raise InvalidValueError(field, "must be a sequence of finite numbers")
 
 
 def _policy(info: ValidationInfo) -> Policy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from database.errors import ConfigurationError, SchemaOutdatedError, TransientError
 from database.translate import translate
+from database.units import translated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from database.settings import Settings
 
 __all__ = [
+    "ADVISORY_LOCK",
     "alembic_config",
     "check_schema",
     "current_revision",
@@ -34,6 +37,12 @@ __all__ = [
     "init_db",
     "upgrade",
 ]
+
+ADVISORY_LOCK = 6_215_300_418
+"""Who migrates a database holds this lock in it: any fixed number, the same for all."""
+
+# Alembic keeps what it works on in a module, so in one process only one thread can migrate.
+_one_thread = threading.Lock()
 
 
 def _script_location() -> Path:
@@ -69,15 +78,25 @@ def current_revision(connection: Connection) -> str | None:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _migrating() -> Iterator[None]:
     """Turn the server's refusals into our errors, with the advice that a migration gives."""
     try:
-        yield
+        with _one_thread:
+            yield
     except DBAPIError as error:
         if isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
             said = error.orig.diag
-            msg = "; ".join(filter(None, (said.message_primary, said.message_hint)))
-            raise ConfigurationError(msg) from error
+            advice = said.message_hint or (
+                "migrations need a login that owns the tables and may CREATE in their schema"
+                " (DATABASE_MIGRATION_URL)"
+            )
+            raise ConfigurationError(f"{said.message_primary}. {advice}") from error
+        if isinstance(error.orig, psycopg.errors.LockNotAvailable):
+            msg = (
+                "another session keeps a lock on a table: the revision is rolled back; run it"
+                " again when that session has ended, or raise DATABASE_LOCK_TIMEOUT"
+            )
+            raise TransientError(msg) from error
         known = translate(error)
         if isinstance(known, TransientError):
             raise known from error
@@ -91,13 +110,13 @@ def upgrade(revision: str = "head", *, settings: Settings | None = None) -> None
         ConfigurationError: The login may not do it; the text says what it lacks.
         TransientError: No server can be reached, or it holds a lock for too long.
     """
-    with _explained():
+    with _migrating():
         command.upgrade(alembic_config(settings), revision)
 
 
 def downgrade(revision: str, *, settings: Settings | None = None) -> None:
     """Migrate down to a revision; "base" removes every table and its data. Raises as `upgrade`."""
-    with _explained():
+    with _migrating():
         command.downgrade(alembic_config(settings), revision)
 
 
@@ -118,7 +137,7 @@ def check_schema() -> None:
     from database.config import get_engine
 
     engine = get_engine().execution_options(isolation_level="AUTOCOMMIT")
-    with _explained(), engine.connect() as connection:
+    with translated(), engine.connect() as connection:
         exists = connection.scalar(text("SELECT to_regclass('alembic_version') IS NOT NULL"))
         found = current_revision(connection) if exists else None
     if found != head_revision():

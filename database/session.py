@@ -1,4 +1,4 @@
-"""Sessions of one tenant, and units of work on them.
+"""Sessions of one tenant.
 
 A session enters its tenant in two ways: every transaction begins with SET LOCAL (row-level security
 sees it), and every ORM statement gets `tenant_id = :tenant` as a criterion.
@@ -7,49 +7,33 @@ sees it), and every ORM statement gets `tenant_id = :tenant` as a criterion.
 from __future__ import annotations
 
 import re
-import time
-from contextlib import contextmanager
 from enum import Enum
 from functools import lru_cache
-from random import uniform
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from sqlalchemy import Connection, Engine, event
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy import Connection, Engine, Insert, event
 from sqlalchemy.orm import (
     ORMExecuteState,
     Session,
     SessionTransaction,
-    SessionTransactionOrigin,
     with_loader_criteria,
 )
 
-from database.errors import ConfigurationError, InvalidValueError, TransientError
+from database.driver import driver_of
+from database.errors import ConfigurationError, InvalidValueError
 from database.models.base import TENANT_PATTERN, TenantModel
-from database.translate import translate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from sqlalchemy.sql.base import ExecutableOption
-
-    from database.driver import Connection as Driver
 
 __all__ = [
     "ALL_TENANTS",
     "Tenant",
     "TenantSession",
     "bind_tenant",
-    "one_read",
-    "one_write",
-    "run_in_transaction",
+    "return_to_tenant",
     "tenant_of",
-    "transaction",
-    "translated",
 ]
-
-T = TypeVar("T")
 
 
 class AllTenants(Enum):
@@ -64,8 +48,6 @@ ALL_TENANTS: Final = AllTenants.ALL_TENANTS
 Tenant = str | Literal[AllTenants.ALL_TENANTS]
 
 _TENANT = "database.tenant"
-_OWNED = "database.transaction"
-_SAVEPOINT = b"database_call"
 
 
 class TenantSession(Session):
@@ -90,12 +72,11 @@ class TenantSession(Session):
 
             bind = get_engine()
         super().__init__(bind, expire_on_commit=expire_on_commit, **options)
-        if tenant_id is None:
-            tenant_id = bind.get_execution_options().get("tenant_id")
-            if tenant_id is None:
-                msg = "bind: must be an engine of create_database_engine(), or a connection of one"
-                raise ConfigurationError(msg)
-        bind_tenant(self, tenant_id)
+        default = bind.get_execution_options().get("tenant_id")
+        if default is None:
+            msg = "bind: must be an engine of create_database_engine(), or a connection of one"
+            raise ConfigurationError(msg)
+        bind_tenant(self, default if tenant_id is None else tenant_id)
 
 
 def bind_tenant(db: Session, tenant_id: Tenant) -> None:
@@ -135,10 +116,27 @@ def _enter_tenant(
 ) -> None:
     if transaction.nested:
         return
+    autocommit = connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
+    if autocommit and session.info[_TENANT] is not ALL_TENANTS:
+        msg = "a session of a tenant cannot work in autocommit: only a transaction has a tenant"
+        raise ConfigurationError(msg)
+    _enter(session, connection)
+
+
+def _enter(session: Session, connection: Connection) -> None:
     tenant = session.info[_TENANT]
-    _driver(connection).enter(
+    driver_of(connection).enter(
         None if tenant is ALL_TENANTS else tenant, connection.get_execution_options()["app_role"]
     )
+
+
+def return_to_tenant(session: Session) -> None:
+    """Enter the session's tenant again when another session on its connection has left it."""
+    bind = session.bind
+    if isinstance(bind, Connection) and bind.in_transaction() and session.in_transaction():
+        tenant = session.info.get(_TENANT)
+        if driver_of(bind).tenant_id != (None if tenant is ALL_TENANTS else tenant):
+            _enter(session, bind)
 
 
 @lru_cache(maxsize=1024)
@@ -152,163 +150,34 @@ def _criterion(tenant_id: str) -> ExecutableOption:
 
 @event.listens_for(TenantSession, "do_orm_execute")
 def _add_criterion(state: ORMExecuteState) -> None:
+    return_to_tenant(state.session)
     tenant = state.session.info[_TENANT]
     # Statements of the repositories that name the tenant themselves say so: adding it costs 60 us.
     if (
         tenant is ALL_TENANTS
         or state.execution_options.get("names_tenant")
         or state.is_column_load
-        or not (state.is_select or state.is_update or state.is_delete)
+        or not (state.is_select or state.is_update or state.is_delete or _is_copy(state.statement))
     ):
         return
     state.statement = state.statement.options(_criterion(tenant))
 
 
-def _driver(connection: Connection) -> Driver:
-    return connection.connection.driver_connection  # type: ignore[return-value]
+def _is_copy(statement: object) -> bool:
+    return isinstance(statement, Insert) and statement.select is not None
 
 
-@contextmanager
-def translated() -> Iterator[None]:
-    """Turn a driver's error into one of ours, where there is one."""
-    try:
-        yield
-    except DBAPIError as error:
-        known = translate(error)
-        if known is None:
-            raise
-        raise known from error
-    except PoolTimeoutError as error:
-        msg = "no connection of the pool became free within pool_timeout"
-        raise TransientError(msg) from error
-
-
-def _is_owned(db: Session) -> bool:
-    """Tell whether somebody around this call ends the transaction.
-
-    Being in a transaction says nothing: any read of the caller begins one.
-    """
-    current = db.get_transaction()
-    return (
-        _OWNED in db.info
-        or db.in_nested_transaction()
-        or (current is not None and current.origin is SessionTransactionOrigin.BEGIN)
-    )
-
-
-@contextmanager
-def transaction(db: Session) -> Iterator[None]:
-    """Make one unit of several calls: all of them happen, or none.
-
-    The outermost unit of a session commits at its end and rolls back on an error; one within
-    another is a savepoint, so that its error can be caught and the outer unit go on.
-
-    Raises:
-        TransientError: A deadlock, a serialization failure or a lost connection.
-    """
-    with translated():
-        if _is_owned(db):
-            with db.begin_nested():
-                yield
-            return
-        db.info[_OWNED] = True
-        try:
-            yield
-            db.commit()
-        except BaseException:
-            db.rollback()
-            raise
-        finally:
-            del db.info[_OWNED]
-
-
-@contextmanager
-def one_read(db: Session) -> Iterator[Connection]:
-    """Run one statement that reads; a session that was idle is idle again afterwards.
-
-    The body must execute exactly one statement and fetch its result.
-    """
-    with translated():
-        if db.in_transaction() or _OWNED in db.info:
-            yield db.connection()
-        else:
-            with _alone(db) as connection:
-                yield connection
-
-
-@contextmanager
-def one_write(db: Session) -> Iterator[Connection]:
-    """Run one statement that writes: committed, or within a unit guarded by a savepoint.
-
-    Both cost no round trip more than the statement. The body must execute exactly one statement and
-    fetch its result.
-    """
-    with translated():
-        if _is_owned(db):
-            with _guarded(db) as connection:
-                yield connection
-        elif db.in_transaction():
-            with transaction(db):
-                yield db.connection()
-        else:
-            with _alone(db) as connection:
-                yield connection
-
-
-@contextmanager
-def _alone(db: Session) -> Iterator[Connection]:
-    try:
-        connection = db.connection()
-        _driver(connection).finish_with_next()
-        yield connection
-        db.commit()
-    except BaseException:
-        db.rollback()
-        raise
-
-
-@contextmanager
-def _guarded(db: Session) -> Iterator[Connection]:
-    # Pending objects go first: the savepoint is for the one statement that follows.
-    db.flush()
-    connection = db.connection()
-    driver = _driver(connection)
-    driver.guard_next(_SAVEPOINT)
-    try:
-        yield connection
-    except BaseException:
-        driver.undo(_SAVEPOINT)
-        raise
-
-
-def run_in_transaction(
-    fn: Callable[[TenantSession], T], *, attempts: int = 3, tenant_id: Tenant | None = None
-) -> T:
-    """Run a whole unit, again when it fails by a deadlock or a serialization failure.
-
-    Each attempt gets a new session; `fn` must do nothing that cannot be repeated.
-
-    Args:
-        fn: The unit; gets the session, inside `transaction(db)`.
-        attempts: How often at most.
-        tenant_id: As for `get_db_session`.
-
-    Returns:
-        What `fn` returned in the attempt that was committed.
-
-    Raises:
-        TransientError: The last attempt failed too.
-    """
-    if attempts < 1:
-        raise InvalidValueError("attempts", "must be at least 1")
-    from database.config import SessionLocal
-
-    for attempt in range(1, attempts + 1):
-        try:
-            with SessionLocal(tenant_id=tenant_id) as db, transaction(db):
-                return fn(db)
-        except TransientError:
-            if attempt == attempts:
-                raise
-            time.sleep(uniform(0, 0.02 * 2**attempt))  # noqa: S311 - spreads writers, no secret
-    raise AssertionError
+@event.listens_for(TenantSession, "before_flush")
+def _stamp(session: Session, _context: object, _rows: object) -> None:
+    """Give new rows the session's tenant, and refuse to write those of another one."""
+    return_to_tenant(session)
+    tenant = session.info[_TENANT]
+    if tenant is ALL_TENANTS:
+        return
+    new = list(session.new)
+    for row in new:
+        if isinstance(row, TenantModel) and row.__dict__.get("tenant_id") is None:
+            row.tenant_id = tenant
+    for row in (*new, *session.dirty, *session.deleted):
+        if isinstance(row, TenantModel) and row.tenant_id != tenant:
+            raise InvalidValueError("tenant_id", "must be the session's tenant")

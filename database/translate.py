@@ -50,6 +50,8 @@ _VALUE_RULES = {
     "22P05": "must not contain NUL",
     "54000": "is too large",
 }
+# pgvector's: a vector of another dimension. It names no column.
+_VALUE_FIELDS = {"22000": "embedding"}
 _MISSING = ("42P01", "42703", "42883", "42704", "22023")
 
 
@@ -74,7 +76,8 @@ def translate(error: DBAPIError) -> DatabaseError | None:  # noqa: C901, PLR0911
         case "42501":
             return _not_allowed(original.diag)
         case _ if state in _VALUE_RULES:
-            return InvalidValueError(original.diag.column_name or "value", _VALUE_RULES[state])
+            value = original.diag.column_name or _VALUE_FIELDS.get(state, "value")
+            return InvalidValueError(value, _VALUE_RULES[state])
         case _ if state in _TRANSIENT:
             return TransientError(_TRANSIENT[state])
         case _ if state in _MISSING:

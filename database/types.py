@@ -24,6 +24,7 @@ __all__ = [
     "Serialized",
     "Timestamp",
     "Vector",
+    "check_text",
     "clean_text",
     "dump_json",
     "enum_type",
@@ -39,6 +40,17 @@ _ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 def utcnow() -> datetime:
     """Return the present time in UTC, time zone included."""
     return datetime.now(UTC)
+
+
+def check_text(field: str, value: object) -> str:
+    """Return an argument that must be text.
+
+    Raises:
+        InvalidValueError: It is not.
+    """
+    if not isinstance(value, str):
+        raise InvalidValueError(field, "must be text")
+    return value
 
 
 def clean_text(value: str, field: str = "text", policy: Policy = "replace") -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from os import urandom
+from typing import Any
 from uuid import uuid4
 
 import factory
 
 from database import (
+    ApiKeyRepository,
     ContextRepository,
     ConversationRepository,
     IdentityRepository,
@@ -15,8 +18,14 @@ from database import (
     ModuleRepository,
     PersonaRepository,
     StateRepository,
+    TenantSession,
     UserRepository,
 )
+
+
+def fields_of(kind: type[factory.Factory], db: TenantSession, **given: Any) -> dict[str, Any]:
+    """What a factory would give to `create`, of which only the rows referred to are made."""
+    return dict(vars(kind.stub(db=db, **given)))
 
 
 def unique(prefix: str) -> factory.LazyFunction:
@@ -42,6 +51,16 @@ class IdentityFactory(factory.Factory):
     subject = unique("subject-")
 
 
+class ApiKeyFactory(factory.Factory):
+    class Meta:
+        model = ApiKeyRepository.create
+        inline_args = ("db",)
+
+    user_id = factory.LazyAttribute(lambda made: UserFactory(db=made.db).id)
+    key_hash = factory.LazyFunction(lambda: urandom(32))
+    prefix = "key_"
+
+
 class ConversationFactory(factory.Factory):
     class Meta:
         model = ConversationRepository.create
@@ -53,7 +72,7 @@ class ConversationFactory(factory.Factory):
 class MessageFactory(factory.Factory):
     class Meta:
         model = MessageRepository.append
-        inline_args = ("db", "conversation_id")
+        inline_args = ("db",)
 
     conversation_id = factory.LazyAttribute(lambda made: ConversationFactory(db=made.db).id)
     role = "user"

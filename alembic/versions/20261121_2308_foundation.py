@@ -26,6 +26,8 @@ TABLES = (
 # pgvector indexes `vector` up to 2,000 dimensions, `halfvec` up to 4,000.
 INDEXED_AS_VECTOR = 2000
 
+EXTENSIONS = ("vector", "pg_trgm", "btree_gin")
+
 EXTENSION = """
 DO $migration$ BEGIN
     IF NOT EXISTS (SELECT FROM pg_extension WHERE extname = '{name}') THEN
@@ -34,7 +36,7 @@ DO $migration$ BEGIN
 EXCEPTION WHEN insufficient_privilege THEN
     RAISE insufficient_privilege USING
         MESSAGE = 'this login may not create the extension {name}',
-        HINT = 'A database administrator must run: CREATE EXTENSION {name};';
+        HINT = 'A database administrator must run, in this database: {hint}';
 END $migration$
 """
 
@@ -52,12 +54,19 @@ DO $migration$ BEGIN
         IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
             EXECUTE format('GRANT {role} TO %I', current_user);
         END IF;
-    EXCEPTION WHEN insufficient_privilege THEN
-        IF NOT pg_has_role('{role}', 'MEMBER') THEN
-            RAISE;
-        END IF;
+    EXCEPTION
+        WHEN unique_violation THEN NULL;
+        WHEN insufficient_privilege THEN
+            IF NOT pg_has_role('{role}', 'MEMBER') THEN
+                RAISE;
+            END IF;
     END;
+    -- Whoever does not own the schema gets no error here, but a warning.
     EXECUTE format('GRANT USAGE ON SCHEMA %I TO {role}', current_schema());
+    IF NOT has_schema_privilege('{role}', current_schema(), 'USAGE') THEN
+        RAISE insufficient_privilege;
+    END IF;
+    GRANT SELECT ON alembic_version TO {role};
     EXECUTE format(
         'ALTER DEFAULT PRIVILEGES IN SCHEMA %I'
         ' GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {role}', current_schema());
@@ -68,8 +77,11 @@ EXCEPTION WHEN insufficient_privilege THEN
     RAISE insufficient_privilege USING
         MESSAGE = 'this login may not make or use the role {role}',
         HINT = format(
-            'A database administrator must run: CREATE ROLE {role} NOLOGIN;'
-            ' GRANT {role} TO %I; or set DATABASE_APP_ROLE.', current_user);
+            'A database administrator must run: %sGRANT {role} TO %I;'
+            ' GRANT USAGE ON SCHEMA %I TO {role}; or set DATABASE_APP_ROLE.',
+            CASE WHEN NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}')
+                THEN 'CREATE ROLE {role} NOLOGIN; ' END,
+            current_user, current_schema());
 END $migration$
 """
 
@@ -82,6 +94,7 @@ DO $migration$ BEGIN
         'ALTER DEFAULT PRIVILEGES IN SCHEMA %I'
         ' REVOKE USAGE, SELECT ON SEQUENCES FROM {role}', current_schema());
     EXECUTE format('REVOKE USAGE ON SCHEMA %I FROM {role}', current_schema());
+    REVOKE SELECT ON alembic_version FROM {role};
 EXCEPTION
     WHEN undefined_object THEN NULL;
 END $migration$
@@ -478,8 +491,9 @@ def upgrade() -> None:
     dimensions = context.config.attributes["embedding_dimensions"]
     kind = "vector" if dimensions <= INDEXED_AS_VECTOR else "halfvec"
 
-    for name in ("vector", "pg_trgm", "btree_gin"):
-        op.execute(EXTENSION.format(name=name))
+    hint = " ".join(f"CREATE EXTENSION IF NOT EXISTS {name};" for name in EXTENSIONS)
+    for name in EXTENSIONS:
+        op.execute(EXTENSION.format(name=name, hint=hint))
     schema = SCHEMA.format(vector=f"{kind}({dimensions})", vector_ops=f"{kind}_cosine_ops")
     for statement in schema.split(";\n"):
         if statement.strip():

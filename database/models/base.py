@@ -97,7 +97,11 @@ class TenantModel(Base):
         sort_order=-4,
     )
     id: Mapped[UUID] = mapped_column(
-        primary_key=True, default_factory=uuid7, insert_default=uuid7, sort_order=-3
+        primary_key=True,
+        default_factory=uuid7,
+        insert_default=uuid7,
+        insert_sentinel=True,
+        sort_order=-3,
     )
     created_at: Mapped[datetime] = mapped_column(
         default_factory=utcnow,
@@ -129,7 +133,8 @@ class TenantModel(Base):
 def _public_name(attribute: ColumnProperty[Any]) -> str:
     """Return the column's name, for `metadata` cannot be an attribute's; else the attribute's."""
     column = attribute.columns[0]
-    return column.name if isinstance(column, Column) else attribute.key
+    # A name that SQLAlchemy was given is of a subclass of str, which orjson refuses as a key.
+    return str(column.name if isinstance(column, Column) else attribute.key)
 
 
 def _plain(value: Any) -> Any:

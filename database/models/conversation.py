@@ -66,7 +66,7 @@ class Conversation(TenantModel):
     expires_at: Mapped[datetime | None] = mapped_column(default=None)
 
     if TYPE_CHECKING:
-        user_email: Mapped[str | None]
+        user_email: Mapped[str | None] = mapped_column(init=False)
 
     def __post_init__(self) -> None:
         self.thread_id = self.thread_id or str(self.id)

@@ -3,41 +3,38 @@
 from __future__ import annotations
 
 import builtins
-from functools import cache
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from uuid import UUID
 
-from sqlalchemy import (
-    Select,
-    bindparam,
-    delete,
-    func,
-    insert,
-    select,
-    tuple_,
-    update,
-)
+from sqlalchemy.orm.attributes import set_committed_value
 
 from database.errors import InvalidValueError, NotFoundError
 from database.models.base import TenantModel
 from database.pagination import Page, decode_cursor, encode_cursor
-from database.session import one_read, one_write, tenant_of, transaction
+from database.repositories.statements import (
+    checking_id,
+    counting,
+    deleting_by_id,
+    inserting,
+    listing,
+    selecting_by_id,
+    updating_by,
+)
+from database.session import tenant_of
+from database.units import one_read, one_write, transaction
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from sqlalchemy import Row
     from sqlalchemy.orm import Session
-    from sqlalchemy.sql.dml import ReturningDelete, ReturningInsert, ReturningUpdate
+    from sqlalchemy.sql.dml import ReturningInsert
 
 __all__ = ["MAX_PAGE", "Repository"]
 
 MAX_PAGE = 1000
 
 ModelT = TypeVar("ModelT", bound=TenantModel)
-
-# The statements name the tenant themselves, and show what the database holds now: between two calls
-# of an idle session others may have written.
-OPTIONS: dict[str, Any] = {"names_tenant": True, "populate_existing": True}
 
 
 class Repository(Generic[ModelT]):
@@ -50,6 +47,8 @@ class Repository(Generic[ModelT]):
     model: type[ModelT]
     order: str = "id"
     """What lists are sorted by, newest first; ties by id."""
+    computed: ClassVar[Mapping[str, Any]] = {}
+    """The model's attributes that are no columns, as expressions for RETURNING."""
 
     @classmethod
     def create(cls, db: Session, *args: Any, **fields: Any) -> ModelT:
@@ -67,18 +66,18 @@ class Repository(Generic[ModelT]):
     @classmethod
     def create_many(cls, db: Session, items: Iterable[Mapping[str, Any]]) -> builtins.list[ModelT]:
         """Insert rows, all or none; return them in order. Raises as `create` does."""
+        tenant_of(db)
         rows = [cls._check(db, item) for item in items]
         if not rows:
             return []
-        statement = insert(cls.model).returning(cls.model, sort_by_parameter_order=True)
         with transaction(db):
-            return list(db.scalars(statement, rows))
+            return [cls._complete(row) for row in db.execute(cls._inserting(), rows)]
 
     @classmethod
     def get(cls, db: Session, id: UUID | str, /) -> ModelT | None:  # noqa: A002
         """Return the row of an id, or None."""
         with one_read(db):
-            return db.scalars(_by_id(cls.model), cls._key(db, id)).one_or_none()
+            return db.scalars(selecting_by_id(cls.model), cls._key(db, id)).one_or_none()
 
     @classmethod
     def require(cls, db: Session, id: UUID | str, /) -> ModelT:  # noqa: A002
@@ -122,19 +121,19 @@ class Repository(Generic[ModelT]):
     def delete(cls, db: Session, id: UUID | str, /) -> bool:  # noqa: A002
         """Delete a row and all that it owns; tell whether there was one."""
         with one_write(db):
-            return db.scalar(_delete(cls.model), cls._key(db, id)) is not None
+            return db.scalar(deleting_by_id(cls.model), cls._key(db, id)) is not None
 
     @classmethod
     def exists(cls, db: Session, id: UUID | str, /) -> bool:  # noqa: A002
         """Tell whether there is a row of an id."""
         with one_read(db):
-            return db.scalar(_exists(cls.model), cls._key(db, id)) is not None
+            return db.scalar(checking_id(cls.model), cls._key(db, id)) is not None
 
     @classmethod
     def count(cls, db: Session, **filters: Any) -> int:
         """Return how many rows have the given field values; None means any."""
         checked = cls._filters(db, filters)
-        statement = _count(cls.model, tuple(checked))
+        statement = counting(cls.model, tuple(checked))
         with one_read(db):
             return db.scalars(statement, {"tenant": tenant_of(db), **_named(checked)}).one()
 
@@ -150,10 +149,10 @@ class Repository(Generic[ModelT]):
 
     @classmethod
     def _insert(cls, db: Session, fields: Mapping[str, Any]) -> ModelT:
+        tenant_of(db)
         values = cls._check(db, fields)
         with one_write(db):
-            made: ModelT = db.scalars(_insert(cls.model), [values]).one()
-            return made
+            return cls._complete(db.execute(cls._inserting(), [values]).one())
 
     @classmethod
     def _update(
@@ -162,9 +161,22 @@ class Repository(Generic[ModelT]):
         if "id" in fields:
             raise InvalidValueError("id", "cannot be changed")
         values = cls._check(db, fields, partial=True)
-        statement = _update(cls.model, column).values(values)
+        statement = updating_by(cls.model, column, *cls.computed.values()).values(values)
         with one_write(db):
-            return db.scalars(statement, {"tenant": tenant_of(db), "key": key}).one_or_none()
+            row = db.execute(statement, {"tenant": tenant_of(db), "key": key}).one_or_none()
+            return None if row is None else cls._complete(row)
+
+    @classmethod
+    def _inserting(cls) -> ReturningInsert[Any]:
+        return inserting(cls.model, *cls.computed.values())
+
+    @classmethod
+    def _complete(cls, row: Row[Any]) -> ModelT:
+        """Return the entity of a written row, with what RETURNING computed for it."""
+        made: ModelT = row[0]
+        for name, value in zip(cls.computed, row[1:], strict=True):
+            set_committed_value(made, name, value)
+        return made
 
     @classmethod
     def _page(
@@ -182,7 +194,7 @@ class Repository(Generic[ModelT]):
         parameters = {"tenant": tenant_of(db), "limit": limit + 1, **_named(checked)}
         if cursor is not None:
             parameters["after_value"], parameters["after_id"] = decode_cursor(name, cursor)
-        statement = _listing(cls.model, cls.order, tuple(checked), after=cursor is not None)
+        statement = listing(cls.model, cls.order, tuple(checked), after=cursor is not None)
         with one_read(db):
             rows = list(db.scalars(statement, parameters))
         if len(rows) <= limit:
@@ -219,86 +231,3 @@ class Repository(Generic[ModelT]):
 
 def _named(filters: Mapping[str, Any]) -> dict[str, Any]:
     return {f"filter_{name}": value for name, value in filters.items()}
-
-
-# Building a statement costs about 100 us, more than its query: each is built once.
-
-
-@cache
-def _insert(model: type[ModelT]) -> ReturningInsert[ModelT]:
-    return insert(model).returning(model).execution_options(**OPTIONS)
-
-
-@cache
-def _by_id(model: type[ModelT]) -> Select[ModelT]:
-    return (
-        select(model)
-        .where(model.tenant_id == bindparam("tenant"), model.id == bindparam("key"))
-        .execution_options(**OPTIONS)
-    )
-
-
-@cache
-def _exists(model: type[ModelT]) -> Select[Any]:
-    return (
-        select(model.id)
-        .where(model.tenant_id == bindparam("tenant"), model.id == bindparam("key"))
-        .execution_options(**OPTIONS)
-    )
-
-
-@cache
-def _delete(model: type[ModelT]) -> ReturningDelete[UUID]:
-    return (
-        delete(model)
-        .where(model.tenant_id == bindparam("tenant"), model.id == bindparam("key"))
-        .returning(model.id)
-        .execution_options(synchronize_session=False, names_tenant=True)
-    )
-
-
-@cache
-def _update(model: type[ModelT], column: Any) -> ReturningUpdate[ModelT]:
-    return (
-        update(model)
-        .where(model.tenant_id == bindparam("tenant"), column == bindparam("key"))
-        .returning(model)
-        .execution_options(synchronize_session=False, **OPTIONS)
-    )
-
-
-@cache
-def _count(model: type[ModelT], filters: tuple[str, ...]) -> Select[int]:
-    return (
-        select(func.count())
-        .select_from(model)
-        .where(model.tenant_id == bindparam("tenant"), *_conditions(model, filters))
-        .execution_options(**OPTIONS)
-    )
-
-
-@cache
-def _listing(
-    model: type[ModelT], order: str, filters: tuple[str, ...], *, after: bool
-) -> Select[ModelT]:
-    column = getattr(model, order)
-    statement = (
-        select(model)
-        .where(model.tenant_id == bindparam("tenant"), *_conditions(model, filters))
-        .limit(bindparam("limit"))
-        .execution_options(**OPTIONS)
-    )
-    if order == "id":
-        statement = statement.order_by(model.id.desc())
-        return statement.where(model.id < bindparam("after_id")) if after else statement
-    statement = statement.order_by(column.desc(), model.id.desc())
-    if not after:
-        return statement
-    key = tuple_(
-        bindparam("after_value", type_=column.type), bindparam("after_id", type_=model.id.type)
-    )
-    return statement.where(tuple_(column, model.id) < key)
-
-
-def _conditions(model: type[ModelT], filters: tuple[str, ...]) -> list[Any]:
-    return [getattr(model, name) == bindparam(f"filter_{name}") for name in filters]

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import builtins
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
-from sqlalchemy import bindparam, delete, func, select
+from sqlalchemy import bindparam, delete, func, literal_column, select
 from sqlalchemy.dialects.postgresql import insert
 
 from database.errors import InvalidReferenceError, InvalidValueError
 from database.models.base import uuid7
 from database.models.conversation import Conversation
 from database.models.user import User
-from database.repositories.base import MAX_PAGE, OPTIONS, Repository
+from database.repositories.base import MAX_PAGE, Repository
 from database.repositories.message import MessageRepository
 from database.repositories.persona import PersonaRepository
-from database.repositories.user import UserRepository
-from database.session import one_read, one_write, tenant_of, transaction
+from database.repositories.statements import OPTIONS
+from database.repositories.user import UserRepository, normalized_email
+from database.session import tenant_of
+from database.types import check_text
+from database.units import one_read, one_write, transaction
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sqlalchemy.orm import Session
 
     from database.pagination import Page
@@ -29,6 +34,15 @@ __all__ = ["ConversationRepository"]
 _USER = (
     select(User.id)
     .where(User.tenant_id == bindparam("tenant"), User.email == bindparam("email"))
+    .scalar_subquery()
+)
+# The names of the columns, not the columns: RETURNING has no FROM that they could be found in.
+_EMAIL_OF_WRITTEN = (
+    select(User.email)
+    .where(
+        User.tenant_id == literal_column("conversations.tenant_id"),
+        User.id == literal_column("conversations.user_id"),
+    )
     .scalar_subquery()
 )
 _BY_THREAD = (
@@ -56,7 +70,7 @@ _COUNT_BY_EMAIL = (
 _INSERT_NEW = (
     insert(Conversation)
     .on_conflict_do_nothing(index_elements=["tenant_id", "thread_id"])
-    .returning(Conversation)
+    .returning(Conversation, _EMAIL_OF_WRITTEN)
     .execution_options(**OPTIONS)
 )
 _DELETE_BY_THREAD = (
@@ -78,6 +92,7 @@ class ConversationRepository(Repository[Conversation]):
 
     model = Conversation
     order = "updated_at"
+    computed: ClassVar = {"user_email": _EMAIL_OF_WRITTEN}
 
     @classmethod
     def create(
@@ -128,8 +143,8 @@ class ConversationRepository(Repository[Conversation]):
     @classmethod
     def get_by_thread_id(cls, db: Session, thread_id: str) -> Conversation | None:
         """Return the conversation of a thread, or None."""
+        parameters = {"tenant": tenant_of(db), "thread": check_text("thread_id", thread_id)}
         with one_read(db):
-            parameters = {"tenant": tenant_of(db), "thread": thread_id}
             return db.scalars(_BY_THREAD, parameters).one_or_none()
 
     @classmethod
@@ -157,9 +172,11 @@ class ConversationRepository(Repository[Conversation]):
             cls._values(db, thread_id, user_email, user_id, title=title, last_message=last_message),
         )
         with one_write(db):
-            made = db.scalars(_INSERT_NEW, [values]).one_or_none()
-        # None: another call made it since.
-        return made or cls._found(cls.get_by_thread_id(db, thread_id))
+            row = db.execute(_INSERT_NEW, [values]).one_or_none()
+            if row is not None:
+                return cls._complete(row)
+        # Another call has made it since.
+        return cls._found(cls.get_by_thread_id(db, thread_id))
 
     @classmethod
     def get_by_user_email(
@@ -173,7 +190,7 @@ class ConversationRepository(Repository[Conversation]):
 
         parameters = {
             "tenant": tenant_of(db),
-            "email": user_email.strip().lower(),
+            "email": normalized_email(user_email),
             "limit": check_number("limit", limit, 1, MAX_PAGE),
             "offset": check_number("offset", offset, 0, 2**31),
         }
@@ -190,7 +207,7 @@ class ConversationRepository(Repository[Conversation]):
     @classmethod
     def count_by_user(cls, db: Session, user_email: str) -> int:
         """Return how many conversations a user has; 0 for an unknown address."""
-        parameters = {"tenant": tenant_of(db), "email": user_email.strip().lower()}
+        parameters = {"tenant": tenant_of(db), "email": normalized_email(user_email)}
         with one_read(db):
             return db.scalars(_COUNT_BY_EMAIL, parameters).one()
 
@@ -218,16 +235,18 @@ class ConversationRepository(Repository[Conversation]):
         """
         given = {"title": title, "last_message": last_message}
         fields.update({name: value for name, value in given.items() if value is not None})
-        column = Conversation.id if isinstance(thread_id, UUID) else Conversation.thread_id
-        return cls._found(cls._update(db, thread_id, column, fields))
+        if isinstance(thread_id, UUID):
+            return super().update(db, thread_id, **fields)
+        key = check_text("thread_id", thread_id)
+        return cls._found(cls._update(db, key, Conversation.thread_id, fields))
 
     @classmethod
     def delete(cls, db: Session, thread_id: str | UUID) -> bool:
         """Delete a conversation by thread (text) or id (UUID), with all that it owns."""
         if isinstance(thread_id, UUID):
             return super().delete(db, thread_id)
+        parameters = {"tenant": tenant_of(db), "key": check_text("thread_id", thread_id)}
         with one_write(db):
-            parameters = {"tenant": tenant_of(db), "key": thread_id}
             return db.scalar(_DELETE_BY_THREAD, parameters) is not None
 
     @classmethod
@@ -246,9 +265,13 @@ class ConversationRepository(Repository[Conversation]):
             if user is None:
                 raise InvalidReferenceError("user_email")
             user_id = user.id
-        fields.setdefault("id", uuid7())
-        return {
-            **fields,
-            "user_id": user_id,
-            "thread_id": str(fields["id"]) if thread_id is None else thread_id,
-        }
+        return {**fields, "user_id": user_id, "thread_id": thread_id}
+
+    @classmethod
+    def _check(
+        cls, db: Session, fields: Mapping[str, Any], *, partial: bool = False
+    ) -> dict[str, Any]:
+        if not partial and fields.get("thread_id") is None:
+            id_ = fields.get("id", uuid7())
+            fields = {**fields, "id": id_, "thread_id": str(id_)}
+        return super()._check(db, fields, partial=partial)

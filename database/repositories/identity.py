@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 from sqlalchemy import bindparam, delete, select
 
 from database.models.identity import Identity
-from database.repositories.base import OPTIONS, Repository
-from database.session import one_read, one_write, tenant_of
+from database.repositories.base import Repository
+from database.repositories.statements import OPTIONS
+from database.session import tenant_of
+from database.types import check_text
+from database.units import one_read, one_write
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -37,13 +40,21 @@ class IdentityRepository(Repository[Identity]):
     @classmethod
     def get_by_subject(cls, db: Session, provider: str, subject: str) -> Identity | None:
         """Return what a provider knows under a subject, or None."""
-        parameters = {"tenant": tenant_of(db), "provider": provider, "subject": subject}
+        parameters = _key(db, provider, subject)
         with one_read(db):
             return db.scalars(_BY_SUBJECT, parameters).one_or_none()
 
     @classmethod
     def unlink(cls, db: Session, provider: str, subject: str) -> bool:
         """Delete an identity, not its user; tell whether there was one."""
-        parameters = {"tenant": tenant_of(db), "provider": provider, "subject": subject}
+        parameters = _key(db, provider, subject)
         with one_write(db):
             return db.scalar(_UNLINK, parameters) is not None
+
+
+def _key(db: Session, provider: str, subject: str) -> dict[str, str]:
+    return {
+        "tenant": tenant_of(db),
+        "provider": check_text("provider", provider),
+        "subject": check_text("subject", subject),
+    }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import builtins
+from contextlib import closing
 from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from sqlalchemy import Engine, bindparam, delete, func, select, update
+from sqlalchemy import Engine, Text, Uuid, any_, bindparam, delete, func, select, update
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from database.errors import AlreadyExistsError, InvalidReferenceError, InvalidValueError
 from database.models.base import uuid7
@@ -18,16 +20,19 @@ from database.repositories.appending import (
     APPEND,
     APPEND_MANY,
     PREVIEW,
-    attach,
+    appended,
     one_row,
     recordset,
 )
-from database.repositories.base import OPTIONS, Repository
-from database.session import TenantSession, one_read, one_write, tenant_of, transaction
+from database.repositories.base import Repository
+from database.repositories.loading import MESSAGES, read
+from database.repositories.statements import OPTIONS
+from database.session import TenantSession, tenant_of
 from database.types import utcnow
+from database.units import is_owned, one_read, one_write, transaction, translated
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import Select
@@ -38,27 +43,27 @@ if TYPE_CHECKING:
 __all__ = ["MessageRepository"]
 
 _BATCH = 5_000
-_MANAGED = ("conversation_id", "position", "parent_id", "is_active")
+_MANAGED = ("conversation_id", "position", "parent_id", "is_active", "updated_at")
 
 _OF_CONVERSATION = (
     Message.tenant_id == bindparam("tenant"),
     Message.conversation_id == bindparam("conversation"),
 )
-_BY_IDEMPOTENCY_KEY = (
-    select(Message)
-    .where(*_OF_CONVERSATION, Message.idempotency_key == bindparam("idempotency_key"))
-    .execution_options(**OPTIONS)
+_WITH_KEYS = MESSAGES.where(
+    *_OF_CONVERSATION,
+    # An array is one parameter; a statement takes at most 65,535.
+    Message.idempotency_key == any_(bindparam("keys", type_=ARRAY(Text))),
 )
-_WITH_KEYS = (
-    select(Message)
-    .where(*_OF_CONVERSATION, Message.idempotency_key.in_(bindparam("keys", expanding=True)))
-    .execution_options(**OPTIONS)
-)
-_ACTIVE = select(Message).where(*_OF_CONVERSATION, Message.is_active).execution_options(**OPTIONS)
+_ACTIVE = MESSAGES.where(*_OF_CONVERSATION, Message.is_active)
 _WINDOW = _ACTIVE.where(Message.position.between(bindparam("start"), bindparam("end"))).order_by(
     Message.position
 )
-_ALL = _ACTIVE.order_by(Message.position)
+_ALL = (
+    select(Message)
+    .where(*_OF_CONVERSATION, Message.is_active)
+    .order_by(Message.position)
+    .execution_options(**OPTIONS)
+)
 _LOCK = (
     select(Conversation.id)
     .where(
@@ -187,17 +192,11 @@ class MessageRepository(Repository[Message]):
                 if position is None:
                     raise InvalidReferenceError("conversation_id")
                 base = position - 1
-                return attach(db, [row], conversation_id=conversation, base=base, now=now)[0]
+                return appended(db, [row], conversation_id=conversation, base=base, now=now)[0]
         except AlreadyExistsError as error:
             if idempotency_key is None or "idempotency_key" not in error.key:
                 raise
-        with one_read(db):
-            parameters = {
-                "tenant": tenant,
-                "conversation": conversation,
-                "idempotency_key": row["idempotency_key"],
-            }
-            return db.scalars(_BY_IDEMPOTENCY_KEY, parameters).one()
+        return read(db, _WITH_KEYS, conversation, {"keys": [row["idempotency_key"]]})[0]
 
     @classmethod
     def append_many(
@@ -261,10 +260,7 @@ class MessageRepository(Repository[Message]):
             if value is not None
         }
         conversation = cls._conversation(db, conversation_id)
-        statement = _history(frozenset(given))
-        with one_read(db):
-            parameters = {"tenant": tenant_of(db), "conversation": conversation, **given}
-            found = list(db.scalars(statement, parameters))
+        found = read(db, _history(frozenset(given)), conversation, given)
         if limit is not None:
             found.reverse()
         return found
@@ -276,14 +272,11 @@ class MessageRepository(Repository[Message]):
         """Return the messages at positions `start` to `end`, both included, in order."""
         from database.rules import check_number
 
-        parameters = {
-            "conversation": cls._conversation(db, conversation_id),
+        bounds = {
             "start": check_number("start", start, 0, 2**62),
             "end": check_number("end", end, 0, 2**62),
-            "tenant": tenant_of(db),
         }
-        with one_read(db):
-            return list(db.scalars(_WINDOW, parameters))
+        return read(db, _WINDOW, cls._conversation(db, conversation_id), bounds)
 
     @classmethod
     def get_last(cls, db: Session, conversation_id: UUID | str) -> Message | None:
@@ -293,11 +286,11 @@ class MessageRepository(Repository[Message]):
     @classmethod
     def iterate(
         cls, db: Session, conversation_id: UUID | str, *, batch_size: int = 500
-    ) -> Iterator[Message]:
+    ) -> Generator[Message, None, None]:
         """Yield all messages in order, through a server-side cursor: for histories of any length.
 
         Outside a unit it reads through a session of its own, which holds one connection until the
-        iterator ends or is closed, and does not see what happens meanwhile.
+        iterator ends or is closed, and sees what was committed when it began.
 
         Args:
             db: The session.
@@ -314,11 +307,17 @@ class MessageRepository(Repository[Message]):
             yield_per=check_number("batch_size", batch_size, 1, 100_000)
         )
         bind = db.get_bind()
-        if db.in_transaction() or not isinstance(bind, Engine):
-            yield from db.scalars(statement, parameters)
+        if is_owned(db) or not isinstance(bind, Engine):
+            with translated(), closing(db.scalars(statement, parameters)) as messages:
+                yield from messages
             return
-        with TenantSession(bind, tenant_id=tenant_of(db)) as own:
-            for message in own.scalars(statement, parameters):
+        # Also beside a transaction that a read of the caller began: the next write ends that.
+        with (
+            translated(),
+            TenantSession(bind, tenant_id=tenant_of(db)) as own,
+            closing(own.scalars(statement, parameters)) as messages,
+        ):
+            for message in messages:
                 own.expunge(message)
                 yield message
 
@@ -382,6 +381,8 @@ class MessageRepository(Repository[Message]):
         if "content" not in fields:
             return super().update(db, id, *args, **fields)
         with transaction(db):
+            # The conversation first, as everybody locks it: else two could wait for each other.
+            cls._lock(db, cls.require(db, id).conversation_id)
             message = super().update(db, id, *args, **fields)
             cls._recount(db, message.conversation_id)
             return message
@@ -437,7 +438,7 @@ class MessageRepository(Repository[Message]):
             base = connection.scalar(APPEND_MANY, parameters)
             if base is None:
                 raise InvalidReferenceError("conversation_id")
-            return attach(db, rows, conversation_id=conversation, base=base, now=now)
+            return appended(db, rows, conversation_id=conversation, base=base, now=now)
 
     @classmethod
     def _append_new(
@@ -449,19 +450,22 @@ class MessageRepository(Repository[Message]):
         now: datetime,
     ) -> builtins.list[Message]:
         """Append the rows whose key is not known, in batches; return a message for each row."""
-        new: dict[UUID, dict[str, Any]] = {}
-        first: dict[str, UUID] = {}
+        new = []
+        taken = set(known)
         for row in rows:
             key = row.get("idempotency_key")
-            if key is None or (key not in known and first.setdefault(key, row["id"]) == row["id"]):
-                new[row["id"]] = row
-        remaining = iter(new.values())
+            if key is None or key not in taken:
+                new.append(row)
+            if key is not None:
+                taken.add(key)
+        written: dict[UUID, Message] = {}
+        remaining = iter(new)
         while batch := list(islice(remaining, _BATCH)):
             for message in cls._append_rows(db, conversation, batch, now):
                 if message.idempotency_key is not None:
                     known[message.idempotency_key] = message
-                new[message.id] = message  # type: ignore[assignment]
-        return [known.get(row.get("idempotency_key") or "") or new[row["id"]] for row in rows]  # type: ignore[misc]
+                written[message.id] = message
+        return [known.get(row.get("idempotency_key") or "") or written[row["id"]] for row in rows]
 
     @classmethod
     def _known(
@@ -469,12 +473,8 @@ class MessageRepository(Repository[Message]):
     ) -> dict[str, Message]:
         """Lock the conversation and return its messages by those of the keys that it has."""
         cls._lock(db, conversation)
-        with one_read(db):
-            parameters = {"tenant": tenant_of(db), "conversation": conversation, "keys": keys}
-            found = db.scalars(_WITH_KEYS, parameters)
-            return {
-                message.idempotency_key: message for message in found if message.idempotency_key
-            }
+        found = read(db, _WITH_KEYS, conversation, {"keys": keys})
+        return {message.idempotency_key: message for message in found if message.idempotency_key}
 
     @classmethod
     def _set_active(
@@ -493,7 +493,8 @@ class MessageRepository(Repository[Message]):
             .execution_options(synchronize_session=False, names_tenant=True)
         )
         if ids is not None:
-            statement = statement.where(Message.id.in_([cls._id(id_) for id_ in ids]))
+            given = bindparam("ids", [cls._id(id_) for id_ in ids], type_=ARRAY(Uuid()))
+            statement = statement.where(Message.id == any_(given))
         with transaction(db):
             cls._lock(db, conversation)
             parameters = {"tenant": tenant_of(db), "conversation": conversation}
@@ -528,15 +529,21 @@ class MessageRepository(Repository[Message]):
         return found or candidate or _NOWHERE
 
 
-_NOWHERE = UUID(int=0)
-_RESOLVE = select(Conversation.id).where(
-    Conversation.tenant_id == bindparam("tenant"),
-    (Conversation.thread_id == bindparam("thread")) | (Conversation.id == bindparam("id")),
+# Not the nil UUID, which an import may bring along.
+_NOWHERE = uuid7()
+_RESOLVE = (
+    select(Conversation.id)
+    .where(
+        Conversation.tenant_id == bindparam("tenant"),
+        (Conversation.thread_id == bindparam("thread")) | (Conversation.id == bindparam("id")),
+    )
+    # A thread may bear the name of another conversation's id.
+    .order_by((Conversation.thread_id == bindparam("thread")).desc())
 )
 
 
 @cache
-def _history(given: frozenset[str]) -> Select[Message]:
+def _history(given: frozenset[str]) -> Select[Any]:
     statement = _ACTIVE
     if "before" in given:
         statement = statement.where(Message.position < bindparam("before"))

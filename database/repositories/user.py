@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import bindparam, select, update
 from sqlalchemy.dialects.postgresql import insert
 
-from database.errors import AlreadyExistsError, InvalidValueError
+from database.errors import AlreadyExistsError
 from database.models.identity import Identity
 from database.models.user import User
-from database.repositories.base import OPTIONS, Repository
+from database.repositories.base import Repository
 from database.repositories.identity import IdentityRepository
-from database.session import one_read, one_write, tenant_of, transaction
-from database.types import utcnow
+from database.repositories.statements import OPTIONS
+from database.session import tenant_of
+from database.types import check_text, utcnow
+from database.units import one_read, one_write, transaction
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-__all__ = ["UserRepository"]
+__all__ = ["UserRepository", "normalized_email"]
 
 _BY_EMAIL = (
     select(User)
@@ -63,7 +65,7 @@ class UserRepository(Repository[User]):
     def get_by_email(cls, db: Session, email: str) -> User | None:
         """Return the user of an address, or None."""
         with one_read(db):
-            parameters = {"tenant": tenant_of(db), "email": _normalized(email)}
+            parameters = {"tenant": tenant_of(db), "email": normalized_email(email)}
             return db.scalars(_BY_EMAIL, parameters).one_or_none()
 
     @classmethod
@@ -85,7 +87,11 @@ class UserRepository(Repository[User]):
     @classmethod
     def get_by_identity(cls, db: Session, provider: str, subject: str) -> User | None:
         """Return the user whom a provider knows under a subject, or None."""
-        parameters = {"tenant": tenant_of(db), "provider": provider, "subject": subject}
+        parameters = {
+            "tenant": tenant_of(db),
+            "provider": check_text("provider", provider),
+            "subject": check_text("subject", subject),
+        }
         with one_read(db):
             return db.scalars(_BY_IDENTITY, parameters).one_or_none()
 
@@ -150,7 +156,10 @@ class UserRepository(Repository[User]):
         return super()._check(db, fields, partial=partial)
 
 
-def _normalized(email: object) -> str:
-    if not isinstance(email, str):
-        raise InvalidValueError("email", "must be text")
-    return email.strip().lower()
+def normalized_email(email: object) -> str:
+    """Return an address as it is stored and compared.
+
+    Raises:
+        InvalidValueError: It is no text.
+    """
+    return check_text("email", email).strip().lower()

@@ -12,13 +12,14 @@ from psycopg.types.string import StrDumperUnknown
 from sqlalchemy import Engine, NullPool, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, InvalidatePoolError
 
-from database.driver import Connection, Cursor, ServerCursor
+from database.driver import Connection, Cursor, ServerCursor, driver_of
 from database.errors import ConfigurationError, TransientError
 from database.types import clean_text, dump_json
 
 if TYPE_CHECKING:
     import sqlalchemy
     from sqlalchemy import URL
+    from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.pool import ConnectionPoolEntry
 
     from database.settings import Settings
@@ -57,8 +58,9 @@ def create_database_engine(url: str, settings: Settings) -> Engine:
     Its connections are made when first needed. Sessions put their own tenant in the place of the
     default one.
     """
+    where = parse_url(url)
     engine = create_engine(
-        parse_url(url),
+        where,
         # The driver must not send BEGIN itself: ours rides with the first statement.
         isolation_level="AUTOCOMMIT",
         pool_size=settings.pool_size,
@@ -74,13 +76,14 @@ def create_database_engine(url: str, settings: Settings) -> Engine:
             "app_role": settings.app_role,
             "unstorable": settings.unstorable,
         },
-        connect_args=_connect_args(settings),
+        connect_args=_connect_args(settings, where),
     )
     event.listen(engine, "do_connect", partial(_do_connect, settings))
     event.listen(engine, "begin", _begin)
     event.listen(engine, "commit", _end)
     event.listen(engine, "rollback", _end)
     event.listen(engine, "checkin", _checkin)
+    event.listen(engine, "handle_error", _hide_values)
     if settings.pool_pre_ping:
         event.listen(engine, "checkout", _checkout)
     return engine
@@ -88,26 +91,25 @@ def create_database_engine(url: str, settings: Settings) -> Engine:
 
 def create_migration_engine(url: str, settings: Settings) -> Engine:
     """Return an engine that stays in the login role, waits without timeouts, and keeps nothing."""
-    arguments = _connect_args(settings) | {
+    where = parse_url(url)
+    arguments = _connect_args(settings, where) | {
         "autocommit": False,
         "application_name": f"{settings.application_name} migrations",
     }
     arguments.pop("options", None)
-    engine = create_engine(
-        parse_url(url), poolclass=NullPool, hide_parameters=True, connect_args=arguments
-    )
+    engine = create_engine(where, poolclass=NullPool, hide_parameters=True, connect_args=arguments)
     event.listen(engine, "do_connect", partial(_do_connect, settings))
     return engine
 
 
-def _connect_args(settings: Settings) -> dict[str, Any]:
+def _connect_args(settings: Settings, url: URL) -> dict[str, Any]:
     timeouts = {
         "statement_timeout": settings.statement_timeout,
         "idle_in_transaction_session_timeout": settings.idle_in_transaction_timeout,
     }
-    options = " ".join(
-        f"-c {name}={round(seconds * 1000)}" for name, seconds in timeouts.items() if seconds
-    )
+    limits = (f"-c {name}={round(seconds * 1000)}" for name, seconds in timeouts.items() if seconds)
+    # What is given here takes the place of the URL's own options, such as its search_path.
+    options = " ".join([*url.normalized_query.get("options", ()), *limits])
     arguments = {
         "autocommit": True,
         "application_name": settings.application_name,
@@ -197,17 +199,32 @@ def _begin(connection: sqlalchemy.Connection) -> None:
     options = connection.get_execution_options()
     if options.get("isolation_level") == "AUTOCOMMIT":
         return
-    _driver(connection).begin(options["tenant_id"], options["app_role"])
+    driver_of(connection).begin(options["tenant_id"], options["app_role"])
 
 
 def _end(connection: sqlalchemy.Connection) -> None:
-    _driver(connection).end()
+    if not connection.invalidated:
+        driver_of(connection).end()
 
 
-def _driver(connection: sqlalchemy.Connection) -> Connection:
-    driver = connection.connection.driver_connection
-    assert isinstance(driver, Connection)
-    return driver
+def _hide_values(context: ExceptionContext) -> None:
+    """Leave out of an error's text what shows rows: DETAIL, and the values that data errors quote.
+
+    hide_parameters keeps the parameters out; these come from the server.
+    """
+    error = context.original_exception
+    if not isinstance(error, psycopg.Error) or error.sqlstate is None:
+        return
+    said = error.diag
+    # Without a position it is no complaint about the statement, but about a tsquery or a jsonpath.
+    quotes = error.sqlstate.startswith("22") or (
+        error.sqlstate == "42601" and said.statement_position is None
+    )
+    parts = (None if quotes else said.message_primary, said.message_hint)
+    text = "; ".join(filter(None, parts)) or "the message is hidden: it can quote values"
+    error.args = (text,)
+    if context.sqlalchemy_exception is not None:
+        context.sqlalchemy_exception.args = (f"(psycopg.errors.{type(error).__name__}) {text}",)
 
 
 def _checkin(driver: Connection | None, record: ConnectionPoolEntry) -> None:  # noqa: ARG001

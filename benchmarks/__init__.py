@@ -1,0 +1,1 @@
+"""The library beside hand-written psycopg and beside its peers: `python -m benchmarks`."""

@@ -1,0 +1,103 @@
+"""What is measured, ours beside raw psycopg, and how slow ours may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from benchmarks import works
+from benchmarks.harness import Contender, Effort, Timings, measure
+
+if TYPE_CHECKING:
+    from benchmarks.site import Site
+
+__all__ = ["CASES", "Case", "Claim"]
+
+_SHARE_OF_THROUGHPUT = 1 / 0.7
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A contender takes at most so many times as long as another one; None is for information."""
+
+    work: str
+    at_most: float | None = None
+    ours: str = "ours"
+    base: str = "raw"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Contenders to be measured in turns, and what is claimed of them.
+
+    Attributes:
+        safe: Whether commits wait for the disk.
+        fewest: How many rounds at least, unless in a hurry.
+    """
+
+    name: str
+    contenders: Callable[[Site], AbstractContextManager[list[Contender]]]
+    claims: tuple[Claim, ...]
+    safe: bool = False
+    fewest: int = 5
+
+    def measured(self, site: Site, effort: Effort) -> Timings:
+        """Measure the contenders that the claims are about."""
+        names = {name for claim in self.claims for name in (claim.ours, claim.base)}
+        site.use()
+        with self.contenders(site) as contenders:
+            return measure([one for one in contenders if one.name in names], effort)
+
+
+CASES = (
+    Case(
+        "append",
+        works.append,
+        (
+            Claim("append a message, count it", 1.8),
+            Claim("  a session each time", ours="ours, a session each time"),
+            Claim("  raw in one pipeline", ours="raw in one pipeline"),
+        ),
+    ),
+    Case("append-safe", works.append, (Claim("  synchronous_commit on", 1.4),), safe=True),
+    Case(
+        "last",
+        works.last,
+        (
+            Claim("last 50 of 1,000 messages", 1.5),
+            Claim("  none with metadata", None, "ours, no metadata", "raw, no metadata"),
+            Claim("  raw in one pipeline", ours="raw in one pipeline"),
+        ),
+    ),
+    Case(
+        "all",
+        works.whole,
+        (
+            Claim("all 1,000 messages", 1.1),
+            Claim("  none with metadata", None, "ours, no metadata", "raw, no metadata"),
+        ),
+    ),
+    Case(
+        "list",
+        works.listing,
+        (
+            Claim("list 50 of 10,000, page 1", 1.5, "ours, page 1", "raw, page 1"),
+            Claim("  page 100", 1.5, "ours, page 100", "raw, page 100"),
+            Claim("  page 100 / page 1", 1.1, "ours, page 100", "ours, page 1"),
+        ),
+    ),
+    Case("get-or-create", works.get_or_create, (Claim("get_or_create, existing user", 2.5),)),
+    Case(
+        "threads",
+        works.threads,
+        (
+            Claim("8 threads append by a pool", _SHARE_OF_THROUGHPUT),
+            Claim("  a session each time", ours="ours, a session each time"),
+        ),
+    ),
+    Case("import", works.importing, (Claim("import database", 1.15),), fewest=15),
+    # Last: its messages make the tables larger.
+    Case("bulk", works.bulk, (Claim("append_many of 10,000", 0.8),)),
+)

@@ -86,7 +86,7 @@ def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
 def to_json(cases: dict[str, Timings], comparisons: dict[str, Comparison]) -> dict[str, Any]:
     """Return all measured values, in seconds."""
     return {
-        "cases": {name: timings.seconds for name, timings in cases.items()},
+        "cases": {name: asdict(timings) for name, timings in cases.items()},
         "comparisons": {name: asdict(comparison) for name, comparison in comparisons.items()},
     }
 

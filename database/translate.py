@@ -84,8 +84,8 @@ def translate(error: DBAPIError) -> DatabaseError | None:  # noqa: C901, PLR0911
             return _schema_outdated()
         case _ if error.connection_invalidated:
             return TransientError(
-                "the connection was lost: what was not committed is undone, and whether a commit just"
-                " sent took effect is not known"
+                "the connection was lost: what was not committed is undone; whether a commit"
+                " that was under way took effect is not known"
             )
         case _:
             return None
@@ -125,4 +125,5 @@ def _fields() -> dict[str, str]:
                 about = ", ".join(c.name for c in constraint.columns if c.name != "tenant_id")
             fields[str(constraint.name)] = about
         fields[f"pk_{table.name}"] = "id"
+        fields[f"ck_{table.name}_tenant_id"] = "tenant_id"
     return fields

@@ -41,7 +41,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID, uuid4
 
 import orjson
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import Progress
@@ -149,7 +149,10 @@ Object = Annotated[Fields, AfterValidator(storable)]
 
 
 class Input(BaseModel):
-    """A part of the input; what it does not name is ignored, and no number passes for a text."""
+    """A part of the input: what it does not name is ignored, and no number passes for a text.
+
+    Lists fail fast, for only the first fault is told, and a million of them need much memory.
+    """
 
     model_config = ConfigDict(strict=True)
 
@@ -166,8 +169,8 @@ class Service(Input):
 
     service_name: Name
     description: Text
-    slots: list[Described]
-    intents: list[Described]
+    slots: Annotated[list[Described], FailFast()]
+    intents: Annotated[list[Described], FailFast()]
 
 
 class Call(Input):
@@ -191,7 +194,7 @@ class Turn(Input):
 
     speaker: Literal["USER", "SYSTEM"]
     utterance: str
-    frames: list[Frame] = []
+    frames: Annotated[list[Frame], FailFast()] = []
 
 
 class Turns(Input):

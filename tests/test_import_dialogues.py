@@ -303,7 +303,7 @@ def many(tmp_path: Path) -> tuple[Path, list[Json]]:
 
 def end_of(url: str, application: str) -> None:
     """Wait until the server knows that a client is gone: its last COMMIT may be on its way."""
-    query = "SELECT FROM pg_stat_activity WHERE application_name = %s"
+    query = "SELECT 1 FROM pg_stat_activity WHERE application_name = %s"
     with admin(url) as connection:
         while connection.execute(query, [application]).fetchone():
             time.sleep(0.01)
@@ -395,7 +395,7 @@ def test_what_another_job_writes_at_this_moment_is_there_already(
             ids, _ = import_dialogues.write_modules(modules, db)
             import_dialogues.write_dialogues([same], ids, db)
             running = pool.submit(job.run, [path])
-            waiting = "SELECT FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
+            waiting = "SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
             with admin(worker_url) as connection:
                 while not connection.execute(waiting).fetchone():
                     assert not running.done()
@@ -877,7 +877,7 @@ sys.exit(status)
 """
 
 
-def peak_megabytes(url: str, folder: Path, *arguments: object) -> int:
+def peak_megabytes(url: str, folder: Path, *arguments: object, status: int = 0) -> int:
     """Run the job; return the most memory it had.
 
     By way of a small process: a child's figure starts with what its parent has.
@@ -891,7 +891,7 @@ def peak_megabytes(url: str, folder: Path, *arguments: object) -> int:
         timeout=120,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == status, done.stderr
     return int(done.stdout)
 
 
@@ -939,3 +939,10 @@ def test_memory_is_bounded_for_the_largest_dialogues(
     path = write(tmp_path / "large.json", f"[{','.join(texts)}]")
     assert peak_megabytes(worker_url, tmp_path, path, "--tenant", tenant, "--batch", 1000) < 200
     assert ConversationRepository.count(db) == 4
+
+
+def test_memory_is_bounded_for_the_most_faults(tmp_path: Path) -> None:
+    given = dialogue("faulty")
+    given["turns"][1]["frames"] = [5] * 400_000
+    path = write(tmp_path / "faulty.json", json.dumps([given], separators=(",", ":")))
+    assert peak_megabytes("postgresql:///unused", tmp_path, path, "--dry-run", status=1) < 200

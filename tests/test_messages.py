@@ -31,7 +31,7 @@ from database import (
     transaction,
 )
 from database import MessageRepository as Messages
-from tests.counting import counted_statements
+from tests.counting import counted_round_trips, counted_statements
 
 THREADS = 16
 Unit = Callable[[TenantSession], AbstractContextManager[None]]
@@ -232,7 +232,9 @@ def test_more_than_a_batch(chat: Chat) -> None:
         chat.say("before")
         with pytest.raises(AlreadyExistsError):
             chat.say_all([clash, *rows, clash])
-    assert positions(chat.say_all(iter(rows))) == list(range(2, 5_502))
+    with counted_statements() as statements:
+        assert positions(chat.say_all(iter(rows))) == list(range(2, 5_502))
+    assert len(statements) == 2
     assert contents(chat.stored()) == ["before", *map(str, rows)]
     assert positions(chat.stored()) == list(range(1, 5_502))
     assert chat.counted() == (5_501, 5_501, "5499")
@@ -492,10 +494,12 @@ def test_iterate_closed_late_disturbs_nobody(chat: Chat, undone: Callable[..., A
             messages = Messages.iterate(chat.db, chat.id, batch_size=5)
             next(messages)
             raise ZeroDivisionError
-        with transaction(chat.db):
+        with counted_round_trips() as trips, transaction(chat.db):
             chat.say("before")
             messages.close()
             chat.say("after")
+    if not savepoint:
+        assert trips.count == 3, "the connection was left alone"
     assert contents(chat.stored())[50:] == ["before", "after"]
 
 
@@ -584,6 +588,7 @@ def test_history_brings_entities_up_to_date(chat: Chat) -> None:
     assert (made.content, made.thinking) == ("b", "hm")
     db.expire(made)
     Messages.history(db, chat.id)
+    assert not inspect(made).expired_attributes
     with counted_statements() as statements:
         assert made.content == "b"
     assert statements == []

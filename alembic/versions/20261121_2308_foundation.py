@@ -441,7 +441,10 @@ CREATE TABLE conversation_memory (
     CONSTRAINT ck_conversation_memory_access_count CHECK (access_count >= 0),
     CONSTRAINT ck_conversation_memory_message_count CHECK (message_count >= 0),
     CONSTRAINT ck_conversation_memory_range
-        CHECK (first_position > 0 AND first_position <= last_position)
+        CHECK (
+            num_nonnulls(first_position, last_position) <> 1
+            AND first_position > 0 AND first_position <= last_position
+        )
 );
 
 CREATE INDEX ix_conversation_memory_embedding

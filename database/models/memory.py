@@ -47,7 +47,11 @@ class Memory(TenantModel):
         CheckConstraint("sequence > 0", name="sequence"),
         CheckConstraint("access_count >= 0", name="access_count"),
         CheckConstraint("message_count >= 0", name="message_count"),
-        CheckConstraint("first_position > 0 AND first_position <= last_position", name="range"),
+        CheckConstraint(
+            "num_nonnulls(first_position, last_position) <> 1"
+            " AND first_position > 0 AND first_position <= last_position",
+            name="range",
+        ),
     )
 
     conversation_id: Mapped[UUID]

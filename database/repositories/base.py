@@ -47,7 +47,7 @@ class Repository(Generic[ModelT]):
     model: type[ModelT]
     order: str = "id"
     """What lists are sorted by, newest first; ties by id."""
-    computed: ClassVar[Mapping[str, Any]] = {}
+    computed: ClassVar[dict[str, Any]] = {}
     """The model's attributes that are no columns, as expressions for RETURNING."""
 
     @classmethod
@@ -174,7 +174,7 @@ class Repository(Generic[ModelT]):
     def _complete(cls, row: Row[Any]) -> ModelT:
         """Return the entity of a written row, with what RETURNING computed for it."""
         made: ModelT = row[0]
-        for name, value in zip(cls.computed, row[1:], strict=True):
+        for name, value in zip(cls.computed, tuple(row)[1:], strict=True):
             set_committed_value(made, name, value)
         return made
 

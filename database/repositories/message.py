@@ -5,26 +5,19 @@ from __future__ import annotations
 import builtins
 from contextlib import closing
 from functools import cache
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from sqlalchemy import Engine, Text, Uuid, any_, bindparam, delete, func, select, update
+from sqlalchemy import Engine, Uuid, any_, bindparam, delete, select, update
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from database.errors import AlreadyExistsError, InvalidReferenceError, InvalidValueError
+from database.errors import InvalidValueError
 from database.models.base import uuid7
 from database.models.conversation import Conversation
 from database.models.message import Message
-from database.repositories.appending import (
-    APPEND,
-    APPEND_MANY,
-    PREVIEW,
-    appended,
-    one_row,
-    recordset,
-)
+from database.repositories.appending import append_all, append_one
 from database.repositories.base import Repository
+from database.repositories.bookkeeping import OF_CONVERSATION, lock, recount
 from database.repositories.loading import MESSAGES, read
 from database.repositories.statements import OPTIONS
 from database.session import TenantSession, tenant_of
@@ -42,58 +35,17 @@ if TYPE_CHECKING:
 
 __all__ = ["MessageRepository"]
 
-_BATCH = 5_000
 _MANAGED = ("conversation_id", "position", "parent_id", "is_active", "updated_at")
 
-_OF_CONVERSATION = (
-    Message.tenant_id == bindparam("tenant"),
-    Message.conversation_id == bindparam("conversation"),
-)
-_WITH_KEYS = MESSAGES.where(
-    *_OF_CONVERSATION,
-    # An array is one parameter; a statement takes at most 65,535.
-    Message.idempotency_key == any_(bindparam("keys", type_=ARRAY(Text))),
-)
-_ACTIVE = MESSAGES.where(*_OF_CONVERSATION, Message.is_active)
+_ACTIVE = MESSAGES.where(*OF_CONVERSATION, Message.is_active)
 _WINDOW = _ACTIVE.where(Message.position.between(bindparam("start"), bindparam("end"))).order_by(
     Message.position
 )
 _ALL = (
     select(Message)
-    .where(*_OF_CONVERSATION, Message.is_active)
+    .where(*OF_CONVERSATION, Message.is_active)
     .order_by(Message.position)
     .execution_options(**OPTIONS)
-)
-_LOCK = (
-    select(Conversation.id)
-    .where(
-        Conversation.tenant_id == bindparam("tenant"),
-        Conversation.id == bindparam("conversation"),
-    )
-    .with_for_update()
-    .execution_options(names_tenant=True)
-)
-_OF_THE_CONVERSATION = (
-    (Message.tenant_id == Conversation.tenant_id)
-    & (Message.conversation_id == Conversation.id)
-    & Message.is_active
-)
-_RECOUNT = (
-    update(Conversation)
-    .where(
-        Conversation.tenant_id == bindparam("tenant"),
-        Conversation.id == bindparam("conversation"),
-    )
-    .values(
-        message_count=select(func.count()).where(_OF_THE_CONVERSATION).scalar_subquery(),
-        last_message=select(func.left(Message.content, PREVIEW))
-        .where(_OF_THE_CONVERSATION)
-        .order_by(Message.position.desc())
-        .limit(1)
-        .scalar_subquery(),
-        updated_at=bindparam("now"),
-    )
-    .execution_options(synchronize_session=False, names_tenant=True)
 )
 
 
@@ -178,25 +130,7 @@ class MessageRepository(Repository[Message]):
         now = utcnow()
         row = cls._row(db, given, now)
         conversation = cls._conversation(db, conversation_id)
-        tenant = tenant_of(db)
-        parameters = {
-            **one_row(row),
-            "tenant": tenant,
-            "conversation": conversation,
-            "preview": row["content"][:PREVIEW],
-            "now": now,
-        }
-        try:
-            with one_write(db) as connection:
-                position = connection.scalar(APPEND, parameters)
-                if position is None:
-                    raise InvalidReferenceError("conversation_id")
-                base = position - 1
-                return appended(db, [row], conversation_id=conversation, base=base, now=now)[0]
-        except AlreadyExistsError as error:
-            if idempotency_key is None or "idempotency_key" not in error.key:
-                raise
-        return read(db, _WITH_KEYS, conversation, {"keys": [row["idempotency_key"]]})[0]
+        return append_one(db, conversation, row, now)
 
     @classmethod
     def append_many(
@@ -222,12 +156,7 @@ class MessageRepository(Repository[Message]):
         now = utcnow()
         rows = [cls._row(db, message, now) for message in messages]
         conversation = cls._conversation(db, conversation_id)
-        keys = [row["idempotency_key"] for row in rows if row.get("idempotency_key") is not None]
-        if not keys and len(rows) <= _BATCH:
-            return cls._append_rows(db, conversation, rows, now)
-        with transaction(db):
-            known = cls._known(db, conversation, keys) if keys else {}
-            return cls._append_new(db, conversation, rows, known, now)
+        return append_all(db, conversation, rows, now)
 
     @classmethod
     def history(
@@ -347,7 +276,7 @@ class MessageRepository(Repository[Message]):
         conversation = cls._conversation(db, conversation_id)
         statement = (
             delete(Message)
-            .where(*_OF_CONVERSATION, Message.is_active.is_(False))
+            .where(*OF_CONVERSATION, Message.is_active.is_(False))
             .execution_options(synchronize_session=False, names_tenant=True)
         )
         parameters = {"tenant": tenant_of(db), "conversation": conversation}
@@ -382,9 +311,9 @@ class MessageRepository(Repository[Message]):
             return super().update(db, id, *args, **fields)
         with transaction(db):
             # The conversation first, as everybody locks it: else two could wait for each other.
-            cls._lock(db, cls.require(db, id).conversation_id)
+            lock(db, cls.require(db, id).conversation_id)
             message = super().update(db, id, *args, **fields)
-            cls._recount(db, message.conversation_id)
+            recount(db, message.conversation_id)
             return message
 
     @classmethod
@@ -394,9 +323,9 @@ class MessageRepository(Repository[Message]):
             message = cls.get(db, id)
             if message is None:
                 return False
-            cls._lock(db, message.conversation_id)
+            lock(db, message.conversation_id)
             deleted = super().delete(db, id)
-            cls._recount(db, message.conversation_id)
+            recount(db, message.conversation_id)
             return deleted
 
     @classmethod
@@ -417,66 +346,6 @@ class MessageRepository(Repository[Message]):
                 raise InvalidValueError(name, "is set by the repository")
 
     @classmethod
-    def _append_rows(
-        cls,
-        db: Session,
-        conversation: UUID,
-        rows: builtins.list[dict[str, Any]],
-        now: datetime,
-    ) -> builtins.list[Message]:
-        if not rows:
-            return []
-        parameters = {
-            "tenant": tenant_of(db),
-            "conversation": conversation,
-            "count": len(rows),
-            "preview": rows[-1]["content"][:PREVIEW],
-            "now": now,
-            "rows": recordset(rows),
-        }
-        with one_write(db) as connection:
-            base = connection.scalar(APPEND_MANY, parameters)
-            if base is None:
-                raise InvalidReferenceError("conversation_id")
-            return appended(db, rows, conversation_id=conversation, base=base, now=now)
-
-    @classmethod
-    def _append_new(
-        cls,
-        db: Session,
-        conversation: UUID,
-        rows: builtins.list[dict[str, Any]],
-        known: dict[str, Message],
-        now: datetime,
-    ) -> builtins.list[Message]:
-        """Append the rows whose key is not known, in batches; return a message for each row."""
-        new = []
-        taken = set(known)
-        for row in rows:
-            key = row.get("idempotency_key")
-            if key is None or key not in taken:
-                new.append(row)
-            if key is not None:
-                taken.add(key)
-        written: dict[UUID, Message] = {}
-        remaining = iter(new)
-        while batch := list(islice(remaining, _BATCH)):
-            for message in cls._append_rows(db, conversation, batch, now):
-                if message.idempotency_key is not None:
-                    known[message.idempotency_key] = message
-                written[message.id] = message
-        return [known.get(row.get("idempotency_key") or "") or written[row["id"]] for row in rows]
-
-    @classmethod
-    def _known(
-        cls, db: Session, conversation: UUID, keys: builtins.list[str]
-    ) -> dict[str, Message]:
-        """Lock the conversation and return its messages by those of the keys that it has."""
-        cls._lock(db, conversation)
-        found = read(db, _WITH_KEYS, conversation, {"keys": keys})
-        return {message.idempotency_key: message for message in found if message.idempotency_key}
-
-    @classmethod
     def _set_active(
         cls,
         db: Session,
@@ -488,7 +357,7 @@ class MessageRepository(Repository[Message]):
         conversation = cls._conversation(db, conversation_id)
         statement = (
             update(Message)
-            .where(*_OF_CONVERSATION, Message.is_active.is_(not active))
+            .where(*OF_CONVERSATION, Message.is_active.is_(not active))
             .values(is_active=active, updated_at=utcnow())
             .execution_options(synchronize_session=False, names_tenant=True)
         )
@@ -496,22 +365,12 @@ class MessageRepository(Repository[Message]):
             given = bindparam("ids", [cls._id(id_) for id_ in ids], type_=ARRAY(Uuid()))
             statement = statement.where(Message.id == any_(given))
         with transaction(db):
-            cls._lock(db, conversation)
+            lock(db, conversation)
             parameters = {"tenant": tenant_of(db), "conversation": conversation}
             changed = db.connection().execute(statement, parameters).rowcount
             if changed:
-                cls._recount(db, conversation)
+                recount(db, conversation)
             return changed
-
-    @classmethod
-    def _lock(cls, db: Session, conversation: UUID) -> None:
-        parameters = {"tenant": tenant_of(db), "conversation": conversation}
-        db.execute(_LOCK, parameters)
-
-    @classmethod
-    def _recount(cls, db: Session, conversation: UUID) -> None:
-        parameters = {"tenant": tenant_of(db), "conversation": conversation, "now": utcnow()}
-        db.execute(_RECOUNT, parameters)
 
     @classmethod
     def _conversation(cls, db: Session, conversation_id: UUID | str) -> UUID:

@@ -11,7 +11,8 @@ from psycopg.types.json import Jsonb
 from sqlalchemy.dialects.postgresql.psycopg import dialect
 from uuid_utils.compat import uuid7
 
-from database.repositories.appending import APPEND, PREVIEW
+from database.repositories.appending import APPEND
+from database.repositories.bookkeeping import PREVIEW
 
 if TYPE_CHECKING:
     import psycopg

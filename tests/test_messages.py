@@ -490,7 +490,7 @@ def test_iterate_closed_late_disturbs_nobody(chat: Chat, undone: Callable[..., A
     chat.say_all(range(50))
     savepoint = undone is TenantSession.begin_nested
     with transaction(chat.db) if savepoint else nullcontext():
-        with pytest.raises(ZeroDivisionError), transaction(chat.db):  # noqa: PT012
+        with pytest.raises(ZeroDivisionError), transaction(chat.db):
             messages = Messages.iterate(chat.db, chat.id, batch_size=5)
             next(messages)
             raise ZeroDivisionError

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-__all__ = ["append_all", "append_one"]
+__all__ = ["APPEND", "append_all", "append_one"]
 
 _COLUMNS = {
     "role": "text",
@@ -53,7 +53,7 @@ WITH conversation AS (
     RETURNING last_position - :count AS base
 )"""
 
-_APPEND = text(
+APPEND = text(
     _COUNT_UP
     + f"""
 INSERT INTO messages
@@ -118,7 +118,7 @@ def append_one(db: Session, conversation: UUID, row: Mapping[str, Any], now: dat
     key = row.get("idempotency_key")
     try:
         with one_write(db) as connection:
-            base = connection.scalar(_APPEND, parameters)
+            base = connection.scalar(APPEND, parameters)
             return _entities(db, conversation, [row], base, now)[0]
     except AlreadyExistsError as error:
         if key is None or "idempotency_key" not in error.key:

@@ -54,6 +54,9 @@ class Pipeline(psycopg.Pipeline):
     """
 
     def _exit_gen(self) -> PQGen[None]:
+        yield from self._sync_gen()
+
+    def _sync_gen(self) -> PQGen[None]:
         self._enqueue_sync()
         try:
             yield from self._communicate_gen()

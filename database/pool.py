@@ -119,6 +119,8 @@ def _connect_args(settings: Settings, url: URL) -> dict[str, Any]:
         "keepalives_idle": 30,
         "keepalives_interval": 10,
         "keepalives_count": 3,
+        # Also when something was on its way, which puts keepalives off: else after 15 minutes.
+        "tcp_user_timeout": 60_000,
         "sslmode": settings.sslmode,
         "options": options,
     }

@@ -139,11 +139,14 @@ def one_write(db: Session) -> Iterator[Connection]:
 @contextmanager
 def _alone(db: Session) -> Iterator[Connection]:
     try:
-        connection = db.connection()
-        # A session that has joined a connection's transaction must not end that.
         if isinstance(db.get_bind(), Engine):
+            connection = db.connection()
             driver_of(connection).finish_with_next()
-        yield connection
+            yield connection
+        else:
+            # It has joined a connection's transaction, which is not this call's to end or to break.
+            with _guarded(db) as connection:
+                yield connection
         db.commit()
     except BaseException:
         if (current := db.get_transaction()) is not None:

@@ -639,6 +639,19 @@ def test_a_pipeline_of_the_callers_own(driver: Connection, tenant: str) -> None:
     assert status(driver) is IN_UNIT
 
 
+def test_a_pipeline_of_the_callers_own_around_a_large_statement(
+    driver: Connection, tenant: str
+) -> None:
+    """The next statement ends the round trip of one that is not sent to its end yet."""
+    driver.begin(tenant, ROLE)
+    driver.execute("SET LOCAL statement_timeout = 20000")
+    with driver.pipeline():
+        large = driver.execute("SELECT length(%s::text)", ["x" * 20_000_000])
+        driver.guard_next(SAVEPOINT)
+        small = driver.execute(WHERE_AM_I)
+    assert (large.fetchone(), small.fetchone()) == ((20_000_000,), (ROLE, tenant))
+
+
 # Whether a pooled connection still lives
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from datetime import UTC, datetime
 from itertools import chain
+from random import Random
 from threading import Barrier
 from typing import Any
 from uuid import UUID, uuid4
@@ -551,6 +552,37 @@ def test_update_and_delete(chat: Chat) -> None:
     for fields in ({"content": "x"}, {"model": "x"}):
         with pytest.raises(NotFoundError):
             Messages.update(db, gone, **fields)
+
+
+CHANGES: list[Callable[[TenantSession, UUID, list[UUID]], object]] = [
+    lambda db, id_, _: Messages.append(db, id_, **said("new")),
+    lambda db, id_, _: Messages.append(db, id_, **said(idempotency_key="known")),
+    lambda db, id_, _: Messages.append_many(db, id_, [said("a"), said("b")]),
+    lambda db, _, shown: Messages.update(db, shown[0], content="changed"),
+    lambda db, _, shown: Messages.update(db, shown[-1], model="m"),
+    lambda db, _, shown: Messages.delete(db, shown[0]),
+    Messages.deactivate,
+    lambda db, id_, _: Messages.restore(db, id_),
+    lambda db, id_, _: Messages.purge(db, id_),
+]
+
+
+def test_changes_of_all_kinds_at_once(chat: Chat) -> None:
+    """They wait for one another at the conversation: none dies of a deadlock."""
+
+    def change(db: TenantSession, number: int) -> None:
+        chosen = Random(number)
+        for _ in range(15):
+            shown = [message.id for message in Messages.history(db, chat.id, limit=4)]
+            with suppress(NotFoundError):
+                chosen.choice(CHANGES)(db, chat.id, shown or [uuid4()])
+
+    in_threads(chat.tenant, change)
+    left = chat.stored()
+    count, last_position, preview = chat.counted()
+    assert (count, preview) == (len(left), left[-1].content if left else None)
+    assert len(set(positions(left))) == len(left)
+    assert last_position >= max(positions(left), default=0)
 
 
 def test_create_many_goes_to_many_conversations(chat: Chat) -> None:

@@ -24,7 +24,10 @@ from database import (
     transaction,
 )
 
-pytestmark = pytest.mark.skipif(not shutil.which("pgbouncer"), reason="pgbouncer is not installed")
+# Debian puts it where only root's PATH leads.
+PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+
+pytestmark = pytest.mark.skipif(PGBOUNCER is None, reason="pgbouncer is not installed")
 
 CONFIGURATION = """
 [databases]
@@ -75,7 +78,7 @@ def bouncer_url(worker_url: str) -> Iterator[str]:
     # It refuses to be root; the embedded server's socket lets only the server's own user in.
     owner = Path(host).stat().st_uid if host.startswith("/") else 65534
     process = subprocess.Popen(
-        ["pgbouncer", "-q", file], user=owner if os.getuid() == 0 else None, cwd="/"
+        [str(PGBOUNCER), "-q", file], user=owner if os.getuid() == 0 else None, cwd="/"
     )
     try:
         wait_until_open(listen)

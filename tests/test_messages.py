@@ -638,3 +638,14 @@ def test_pending_objects_are_flushed_before_a_read(chat: Chat) -> None:
         chat.db.add(pending)
         assert Messages.history(chat.db, chat.id) == [pending]
     assert contents(chat.stored()) == ["pending"]
+
+
+@pytest.mark.parametrize("field", ["last_position", "message_count", "version"])
+def test_what_appends_count_on_is_not_the_callers(db: TenantSession, field: str) -> None:
+    conversation = ConversationRepository.create(db)
+    Messages.append(db, conversation.id, role="user", content="one")
+    zero: dict[str, Any] = {field: 0}
+    for key in (conversation.id, conversation.thread_id):
+        with pytest.raises(InvalidValueError, match=field):
+            ConversationRepository.update(db, key, **zero)
+    assert Messages.append(db, conversation.id, role="user", content="two").position == 2

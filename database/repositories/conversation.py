@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ConversationRepository"]
 
+# Appends count on these: a position given twice would refuse every later message.
+_MANAGED = ("last_position", "message_count", "version")
+
 _USER = (
     select(User.id)
     .where(User.tenant_id == bindparam("tenant"), User.email == bindparam("email"))
@@ -231,8 +234,11 @@ class ConversationRepository(Repository[Conversation]):
 
         Raises:
             NotFoundError: There is no such conversation in the tenant.
-            InvalidValueError: A field breaks its rule.
+            InvalidValueError: A field breaks its rule, or is not the caller's to set.
         """
+        for name in _MANAGED:
+            if name in fields:
+                raise InvalidValueError(name, "is set by the repository")
         given = {"title": title, "last_message": last_message}
         fields.update({name: value for name, value in given.items() if value is not None})
         if isinstance(thread_id, UUID):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import signal
 import sys
@@ -28,6 +29,8 @@ _NAMES = [case.name for case in CASES] + list(_COMPARISONS)
 def main() -> None:
     """Run the command line."""
     arguments = _arguments()
+    if arguments.pin:
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # the server inherits it
     # So that the server stops too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     wanted = arguments.only or ([case.name for case in CASES] if arguments.quick else _NAMES)
@@ -46,6 +49,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=200, help="at most, in each case")
     parser.add_argument("--quick", action="store_true", help="a few rounds, without the peers")
+    parser.add_argument(
+        "--pin", action="store_true", help="one processor for client and server (Linux)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all values there")
     return parser.parse_args()
 
@@ -53,7 +59,9 @@ def _arguments() -> argparse.Namespace:
 def _print_versions(site: Site) -> None:
     server = site.raw().connection.info.parameter_status("server_version")
     ours = ", ".join(f"{name} {version(name)}" for name in ("sqlalchemy", "psycopg"))
-    print(f"PostgreSQL {server}, Python {platform.python_version()}, {ours}", flush=True)
+    ping = comparison.ping(site) * 1e6
+    print(f"PostgreSQL {server}, Python {platform.python_version()}, {ours}")
+    print(f"SELECT 1 takes {ping:,.0f} us", flush=True)
 
 
 def _measure_cases(

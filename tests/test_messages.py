@@ -32,7 +32,7 @@ from database import (
     transaction,
 )
 from database import MessageRepository as Messages
-from database.repositories import appending, loading
+from database.repositories import appending, histories
 from tests.counting import counted_round_trips, counted_statements
 
 THREADS = 16
@@ -294,14 +294,14 @@ def test_key_whose_message_is_deleted_meanwhile_is_free_again(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = chat.say("first", idempotency_key="key")
-    real_read = loading.read
+    real_read = histories.read_messages
 
     def read_too_late(*arguments: Any) -> list[Message]:
         with SessionLocal(tenant_id=chat.tenant) as somebody_else:
             Messages.delete(somebody_else, first.id)
         return real_read(*arguments)
 
-    monkeypatch.setattr(appending, "read", read_too_late)
+    monkeypatch.setattr(appending, "read_messages", read_too_late)
     again = chat.say("again", idempotency_key="key")
     assert (again.content, again.position) == ("again", 2)
     assert contents(chat.stored()) == ["again"]

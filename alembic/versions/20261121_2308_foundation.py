@@ -9,6 +9,14 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+# A character of a script whose words no spaces part: in text search each stands alone.
+UNSPACED = (
+    r"[\u0E00-\u0EFF\u1000-\u11FF\u1780-\u17FF\u2E80-\u2FDF\u3005-\u3007\u3040-\u31FF"
+    r"\u3400-\u4DBF\u4E00-\u9FFF\uAC00-\uD7FF\uF900-\uFAFF\uFF66-\uFF9F\U00020000-\U0003FFFF]"
+)
+# A member's name, and an escaped character, are no words.
+JSON_SYNTAX = r'"(?:[^"\\]|\\.)*": |\\(?:.|u....)'
+
 # In the order in which they can be made; dropped in the opposite one.
 TABLES = (
     "users",
@@ -206,8 +214,13 @@ CREATE INDEX ix_contexts_substring
 
 CREATE INDEX ix_contexts_text
     ON contexts USING gin (
-        tenant_id, user_id, to_tsvector('simple'::regconfig, "left"(content::text, 100000))
+        tenant_id, user_id,
+        to_tsvector('simple'::regconfig, regexp_replace(
+            "left"(content::text, 100000), '{json_syntax}|({unspaced})', ' \1 ', 'g'))
     );
+
+CREATE INDEX ix_contexts_updated_at_id
+    ON contexts (tenant_id, updated_at, id);
 
 CREATE INDEX ix_contexts_user_id_updated_at_id
     ON contexts (tenant_id, user_id, updated_at, id);
@@ -359,7 +372,11 @@ CREATE INDEX ix_messages_parent_id
     WHERE parent_id IS NOT NULL;
 
 CREATE INDEX ix_messages_text
-    ON messages USING gin (tenant_id, to_tsvector('simple'::regconfig, "left"(content, 100000)));
+    ON messages USING gin (
+        tenant_id,
+        to_tsvector('simple'::regconfig, regexp_replace(
+            "left"(content, 100000), '({unspaced})', ' \1 ', 'g'))
+    );
 
 CREATE UNIQUE INDEX uq_messages_idempotency_key
     ON messages (tenant_id, conversation_id, idempotency_key)
@@ -497,7 +514,12 @@ def upgrade() -> None:
     hint = " ".join(f"CREATE EXTENSION IF NOT EXISTS {name};" for name in EXTENSIONS)
     for name in EXTENSIONS:
         op.execute(EXTENSION.format(name=name, hint=hint))
-    schema = SCHEMA.format(vector=f"{kind}({dimensions})", vector_ops=f"{kind}_cosine_ops")
+    schema = SCHEMA.format(
+        vector=f"{kind}({dimensions})",
+        vector_ops=f"{kind}_cosine_ops",
+        unspaced=UNSPACED,
+        json_syntax=JSON_SYNTAX,
+    )
     for statement in schema.split(";\n"):
         if statement.strip():
             op.execute(statement.strip())

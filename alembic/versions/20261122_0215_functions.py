@@ -32,7 +32,87 @@ BEGIN
 END $function$
 """
 
-SIGNATURES = ("merge_patch(jsonb, jsonb)",)
+# As in the indexes ix_contexts_text and ix_messages_text.
+UNSPACED = (
+    r"[\u0E00-\u0EFF\u1000-\u11FF\u1780-\u17FF\u2E80-\u2FDF\u3005-\u3007\u3040-\u31FF"
+    r"\u3400-\u4DBF\u4E00-\u9FFF\uAC00-\uD7FF\uF900-\uFAFF\uFF66-\uFF9F\U00020000-\U0003FFFF]"
+)
+JSON_SYNTAX = r'"(?:[^"\\]|\\.)*": |\\(?:.|u....)'
+
+# Row-level security keeps `@@` and `~*` from every GIN index, for their functions are not
+# leakproof. So the search runs as the tables' owner, and answers for the session's tenant alone.
+#
+# Hits are collected first: else the planner walks an index in the order asked for, and filters.
+# Words have a branch for each index, where one plan serves all calls; without words the plan
+# depends on what is given. Ranking parses texts again, so only the newest hits are ranked.
+SEARCH = """
+CREATE FUNCTION search_{table}(
+    p_tenant text, {parameters}, p_since timestamptz, p_until timestamptz,
+    p_words text, p_regex text, p_ranked integer,
+    p_after_rank real, p_after_id uuid, p_limit integer
+) RETURNS TABLE (id uuid, rank real)
+LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 50 AS $function$
+#variable_conflict use_column
+DECLARE
+    v_query tsquery := websearch_to_tsquery('simple', p_words);
+BEGIN
+    IF p_tenant IS DISTINCT FROM current_setting('app.tenant_id', true) THEN
+        RETURN;
+    ELSIF p_words IS NULL THEN
+        RETURN QUERY
+        WITH hits AS MATERIALIZED (
+            SELECT t.id FROM {table} t WHERE t.tenant_id = p_tenant {filters}
+        )
+        SELECT hits.id, 0::real FROM hits WHERE p_after_id IS NULL OR hits.id < p_after_id
+        ORDER BY hits.id DESC LIMIT p_limit;
+    {branches}
+    END IF;
+END $function$
+"""
+BRANCH = """
+    {case}
+        RETURN QUERY
+        WITH hits AS MATERIALIZED (
+            SELECT t.id FROM {table} t WHERE t.tenant_id = p_tenant AND {words} @@ v_query {filters}
+        ), ranked AS (
+            SELECT t.id, ts_rank({words}, v_query) AS rank
+            FROM (SELECT hits.id FROM hits ORDER BY hits.id DESC LIMIT p_ranked) newest
+            JOIN {table} t ON t.tenant_id = p_tenant AND t.id = newest.id
+        ), ordered AS (
+            SELECT hits.id, coalesce(ranked.rank, 0) AS rank
+            FROM hits LEFT JOIN ranked ON ranked.id = hits.id
+        )
+        SELECT ordered.id, ordered.rank FROM ordered
+        WHERE p_after_id IS NULL OR (ordered.rank, ordered.id) < (p_after_rank, p_after_id)
+        ORDER BY ordered.rank DESC, ordered.id DESC LIMIT p_limit;
+"""
+DATES = """
+    AND (p_since IS NULL OR t.{date} >= p_since) AND (p_until IS NULL OR t.{date} < p_until)
+"""
+CONTEXT_PARAMETERS = "p_user uuid, p_type text, p_content jsonpath, p_metadata jsonpath"
+CONTEXT_FILTERS = """
+    AND (p_regex IS NULL OR t.content::text ~* p_regex)
+    AND (p_type IS NULL OR t.context_type = p_type)
+    AND (p_content IS NULL OR t.content @@ p_content)
+    AND (p_metadata IS NULL OR t.metadata @@ p_metadata)
+""" + DATES.format(date="updated_at")
+MESSAGE_PARAMETERS = "p_user uuid, p_conversation uuid, p_role text, p_extra_data jsonpath"
+MESSAGE_FILTERS = """
+    AND t.is_active
+    AND (p_regex IS NULL OR t.content ~* p_regex)
+    AND (p_conversation IS NULL OR t.conversation_id = p_conversation)
+    AND (p_user IS NULL OR t.conversation_id IN (
+        SELECT c.id FROM conversations c WHERE c.tenant_id = p_tenant AND c.user_id = p_user))
+    AND (p_role IS NULL OR t.role = p_role)
+    AND (p_extra_data IS NULL OR t.extra_data @@ p_extra_data)
+""" + DATES.format(date="created_at")
+
+FILTERS = "timestamptz, timestamptz, text, text, integer, real, uuid, integer"
+SIGNATURES = (
+    "merge_patch(jsonb, jsonb)",
+    f"search_contexts(text, uuid, text, jsonpath, jsonpath, {FILTERS})",
+    f"search_messages(text, uuid, uuid, text, jsonpath, {FILTERS})",
+)
 
 # Whatever the caller's search_path is; pg_temp last, or a temporary table could stand for ours.
 FIX_SEARCH_PATH = """
@@ -43,9 +123,47 @@ END $migration$
 """
 
 
+def words(text: str, parted: str) -> str:
+    return (
+        f"to_tsvector('simple'::regconfig, regexp_replace(\"left\"({text}, 100000),"
+        rf" '{parted}', ' \1 ', 'g'))"
+    )
+
+
+def search_contexts() -> str:
+    """Return the SQL: with words, there is an index for one user and for all."""
+    vector = words("t.content::text", f"{JSON_SYNTAX}|({UNSPACED})")
+    return SEARCH.format(
+        table="contexts",
+        parameters=CONTEXT_PARAMETERS,
+        filters=CONTEXT_FILTERS + "AND (p_user IS NULL OR t.user_id = p_user)",
+        branches="".join(
+            BRANCH.format(table="contexts", words=vector, case=case, filters=filters)
+            for case, filters in (
+                ("ELSIF p_user IS NULL THEN", CONTEXT_FILTERS),
+                ("ELSE", CONTEXT_FILTERS + "AND t.user_id = p_user"),
+            )
+        ),
+    )
+
+
+def search_messages() -> str:
+    vector = words("t.content", f"({UNSPACED})")
+    return SEARCH.format(
+        table="messages",
+        parameters=MESSAGE_PARAMETERS,
+        filters=MESSAGE_FILTERS,
+        branches=BRANCH.format(
+            table="messages", words=vector, case="ELSE", filters=MESSAGE_FILTERS
+        ),
+    )
+
+
 def upgrade() -> None:
     role = context.config.attributes["app_role"]
     op.execute(MERGE_PATCH)
+    op.execute(search_contexts())
+    op.execute(search_messages())
     for signature in SIGNATURES:
         op.execute(FIX_SEARCH_PATH.format(signature=signature))
         op.execute(f"REVOKE ALL ON FUNCTION {signature} FROM PUBLIC")

@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from database.models.base import Str64, Str255, TenantModel, owned_by, rule
+from database.models.searchable import words_of_json
 
 __all__ = ["Context"]
 
@@ -29,6 +30,7 @@ class Context(TenantModel):
             name="uq_contexts_source",
         ),
         Index(None, "tenant_id", "user_id", "updated_at", "id"),
+        Index(None, "tenant_id", "updated_at", "id"),
         Index(None, "tenant_id", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
         Index(
             "ix_contexts_content",
@@ -50,7 +52,7 @@ class Context(TenantModel):
             "ix_contexts_text",
             "tenant_id",
             "user_id",
-            text("to_tsvector('simple'::regconfig, \"left\"(content::text, 100000))"),
+            text(words_of_json("content")),
             postgresql_using="gin",
         ),
         CheckConstraint("context_type <> ''", name="context_type"),

@@ -18,6 +18,7 @@ from database.models.base import (
     refers_to,
     rule,
 )
+from database.models.searchable import words_of_text
 from database.types import enum_type
 
 __all__ = ["Message", "Role"]
@@ -53,12 +54,11 @@ class Message(TenantModel):
             unique=True,
             postgresql_where=text("idempotency_key IS NOT NULL"),
         ),
-        # An expression, not a stored column: rows stay narrow, and appends cheaper. Only the first
-        # 100,000 characters, for a tsvector holds at most 1 MB.
+        # An expression, not a stored column: rows stay narrow, and appends cheaper.
         Index(
             "ix_messages_text",
             "tenant_id",
-            text("to_tsvector('simple'::regconfig, \"left\"(content, 100000))"),
+            text(words_of_text("content")),
             postgresql_using="gin",
         ),
         CheckConstraint("position > 0", name="position"),

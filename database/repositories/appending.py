@@ -14,8 +14,9 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from database.errors import AlreadyExistsError, ConflictError, InvalidReferenceError
 from database.models.message import Message
-from database.repositories.bookkeeping import OF_CONVERSATION, PREVIEW, lock
-from database.repositories.loading import MESSAGES, loaded, read
+from database.repositories.bookkeeping import PREVIEW, lock
+from database.repositories.histories import MESSAGES, OF_CONVERSATION, read_messages
+from database.repositories.loading import loaded
 from database.session import tenant_of
 from database.types import Serialized, Timestamp
 from database.units import one_write, transaction
@@ -93,7 +94,7 @@ SELECT base FROM conversation"""
     bindparam("now", type_=Timestamp()),
 )
 
-_WITH_KEYS = MESSAGES.where(
+_WITH_KEYS = MESSAGES.select.where(
     *OF_CONVERSATION,
     # An array is one parameter; a statement takes at most 65,535.
     Message.idempotency_key == any_(bindparam("keys", type_=ARRAY(Text))),
@@ -125,7 +126,7 @@ def append_one(db: Session, conversation: UUID, row: Mapping[str, Any], now: dat
         except AlreadyExistsError as error:
             if key is None or "idempotency_key" not in error.key:
                 raise
-        if found := read(db, _WITH_KEYS, conversation, {"keys": [key]}):
+        if found := read_messages(db, _WITH_KEYS, conversation, {"keys": [key]}):
             return found[0]
         # It was deleted between the two statements: the key is free again.
     msg = "idempotency_key: others append and delete its message all the time"
@@ -189,7 +190,7 @@ def _batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, An
 def _known(db: Session, conversation: UUID, keys: Sequence[str]) -> dict[str, Message]:
     """Lock the conversation and return its messages by those of the keys that it has."""
     lock(db, conversation)
-    found = read(db, _WITH_KEYS, conversation, {"keys": keys})
+    found = read_messages(db, _WITH_KEYS, conversation, {"keys": keys})
     return {message.idempotency_key: message for message in found if message.idempotency_key}
 
 
@@ -234,7 +235,7 @@ def _entities(
         (row["id"], position, row["created_at"], *map(_stored, map(row.get, _COLUMNS)))
         for position, row in enumerate(rows, base + 1)
     )
-    return loaded(db, ("id", "position", "created_at", *_COLUMNS), values, known)
+    return loaded(db, MESSAGES, ("id", "position", "created_at", *_COLUMNS), values, known)
 
 
 def _stored(value: Any) -> Any:

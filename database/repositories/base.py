@@ -11,6 +11,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from database.errors import InvalidValueError, NotFoundError
 from database.models.base import TenantModel
 from database.pagination import Page, decode_cursor, encode_cursor
+from database.repositories.loading import read, shape_of
 from database.repositories.statements import (
     checking_id,
     counting,
@@ -26,7 +27,7 @@ from database.units import one_read, one_write, transaction
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from sqlalchemy import Row
+    from sqlalchemy import Row, Select
     from sqlalchemy.orm import Session
     from sqlalchemy.sql.dml import ReturningInsert
 
@@ -76,8 +77,7 @@ class Repository(Generic[ModelT]):
     @classmethod
     def get(cls, db: Session, id: UUID | str, /) -> ModelT | None:  # noqa: A002
         """Return the row of an id, or None."""
-        with one_read(db):
-            return db.scalars(selecting_by_id(cls.model), cls._key(db, id)).one_or_none()
+        return cls._one(db, selecting_by_id(cls.model), cls._key(db, id))
 
     @classmethod
     def require(cls, db: Session, id: UUID | str, /) -> ModelT:  # noqa: A002
@@ -138,6 +138,13 @@ class Repository(Generic[ModelT]):
             return db.scalars(statement, {"tenant": tenant_of(db), **_named(checked)}).one()
 
     @classmethod
+    def _one(
+        cls, db: Session, statement: Select[Any], parameters: Mapping[str, Any]
+    ) -> ModelT | None:
+        """Return the row that a statement made of the model's shape finds, or None."""
+        return next(iter(read(db, shape_of(cls.model), statement, parameters)), None)
+
+    @classmethod
     def _check(
         cls, db: Session, fields: Mapping[str, Any], *, partial: bool = False
     ) -> dict[str, Any]:
@@ -195,8 +202,7 @@ class Repository(Generic[ModelT]):
         if cursor is not None:
             parameters["after_value"], parameters["after_id"] = decode_cursor(name, cursor)
         statement = listing(cls.model, cls.order, tuple(checked), after=cursor is not None)
-        with one_read(db):
-            rows = list(db.scalars(statement, parameters))
+        rows = read(db, shape_of(cls.model), statement, parameters)
         if len(rows) <= limit:
             return Page(rows)
         last = rows[limit - 1]

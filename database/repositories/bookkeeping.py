@@ -16,15 +16,11 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-__all__ = ["OF_CONVERSATION", "PREVIEW", "lock", "recount"]
+__all__ = ["PREVIEW", "lock", "recount"]
 
 PREVIEW = 200
 """How many characters of the newest message a conversation shows."""
 
-OF_CONVERSATION = (
-    Message.tenant_id == bindparam("tenant"),
-    Message.conversation_id == bindparam("conversation"),
-)
 _THE_CONVERSATION = (
     Conversation.tenant_id == bindparam("tenant"),
     Conversation.id == bindparam("conversation"),

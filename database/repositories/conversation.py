@@ -14,6 +14,7 @@ from database.models.base import uuid7
 from database.models.conversation import Conversation
 from database.models.user import User
 from database.repositories.base import MAX_PAGE, Repository
+from database.repositories.loading import read, shape_of
 from database.repositories.message import MessageRepository
 from database.repositories.persona import PersonaRepository
 from database.repositories.statements import OPTIONS
@@ -48,21 +49,17 @@ _EMAIL_OF_WRITTEN = (
     )
     .scalar_subquery()
 )
-_BY_THREAD = (
-    select(Conversation)
-    .where(
-        Conversation.tenant_id == bindparam("tenant"),
-        Conversation.thread_id == bindparam("thread"),
-    )
-    .execution_options(**OPTIONS)
+_SHAPE = shape_of(Conversation)
+_BY_THREAD = _SHAPE.select.where(
+    Conversation.tenant_id == bindparam("tenant"), Conversation.thread_id == bindparam("thread")
 )
 _BY_EMAIL = (
-    select(Conversation)
-    .where(Conversation.tenant_id == bindparam("tenant"), Conversation.user_id == _USER)
+    _SHAPE.select.where(
+        Conversation.tenant_id == bindparam("tenant"), Conversation.user_id == _USER
+    )
     .order_by(Conversation.updated_at.desc(), Conversation.id.desc())
     .limit(bindparam("limit"))
     .offset(bindparam("offset"))
-    .execution_options(**OPTIONS)
 )
 _COUNT_BY_EMAIL = (
     select(func.count())
@@ -147,8 +144,7 @@ class ConversationRepository(Repository[Conversation]):
     def get_by_thread_id(cls, db: Session, thread_id: str) -> Conversation | None:
         """Return the conversation of a thread, or None."""
         parameters = {"tenant": tenant_of(db), "thread": check_text("thread_id", thread_id)}
-        with one_read(db):
-            return db.scalars(_BY_THREAD, parameters).one_or_none()
+        return cls._one(db, _BY_THREAD, parameters)
 
     @classmethod
     def get_or_create(
@@ -197,8 +193,7 @@ class ConversationRepository(Repository[Conversation]):
             "limit": check_number("limit", limit, 1, MAX_PAGE),
             "offset": check_number("offset", offset, 0, 2**31),
         }
-        with one_read(db):
-            return list(db.scalars(_BY_EMAIL, parameters))
+        return read(db, _SHAPE, _BY_EMAIL, parameters)
 
     @classmethod
     def list_by_user(

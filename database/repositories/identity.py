@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import bindparam, delete, select
+from sqlalchemy import bindparam, delete
 
 from database.models.identity import Identity
 from database.repositories.base import Repository
-from database.repositories.statements import OPTIONS
+from database.repositories.loading import shape_of
 from database.session import tenant_of
 from database.types import check_text
-from database.units import one_read, one_write
+from database.units import one_write
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -23,7 +23,7 @@ _IS_SUBJECT = (
     Identity.provider == bindparam("provider"),
     Identity.subject == bindparam("subject"),
 )
-_BY_SUBJECT = select(Identity).where(*_IS_SUBJECT).execution_options(**OPTIONS)
+_BY_SUBJECT = shape_of(Identity).select.where(*_IS_SUBJECT)
 _UNLINK = (
     delete(Identity)
     .where(*_IS_SUBJECT)
@@ -40,9 +40,7 @@ class IdentityRepository(Repository[Identity]):
     @classmethod
     def get_by_subject(cls, db: Session, provider: str, subject: str) -> Identity | None:
         """Return what a provider knows under a subject, or None."""
-        parameters = _key(db, provider, subject)
-        with one_read(db):
-            return db.scalars(_BY_SUBJECT, parameters).one_or_none()
+        return cls._one(db, _BY_SUBJECT, _key(db, provider, subject))
 
     @classmethod
     def unlink(cls, db: Session, provider: str, subject: str) -> bool:

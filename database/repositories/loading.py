@@ -1,84 +1,137 @@
-"""Messages of a session made straight from rows: SQLAlchemy's loader, without its generality.
+"""Entities of a session made straight from rows: SQLAlchemy's loader, without its generality.
 
-Reading a history is the most frequent thing that a chat application does. What the loader does for
-each query and row, for relationships, inheritance and events that messages do not have, costs more
-than the query itself.
+What the loader does for each query and row, for relationships, inheritance and events that our
+models do not have, costs more than the queries themselves.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from sqlalchemy import inspect, select
+from sqlalchemy import Enum, inspect, select
 from sqlalchemy.orm.attributes import instance_state
 
-from database.models.message import Message, Role
-from database.session import tenant_of
+from database.models.base import TenantModel
 from database.units import one_read
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from uuid import UUID
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from sqlalchemy import Select
     from sqlalchemy.orm import Session
 
-__all__ = ["MESSAGES", "loaded", "read"]
+__all__ = ["Shape", "fetch", "loaded", "read", "shape_of"]
 
-# The tenant and the conversation are known, and parsing a UUID is what a row costs most.
-_KNOWN = ("tenant_id", "conversation_id")
-_COLUMNS = [column for column in Message.__table__.columns if column.name not in _KNOWN]
-_NAMES = tuple(column.name for column in _COLUMNS)
-_ROLES = {role.value: role for role in Role}
-_new_instance = inspect(Message).class_manager.new_instance
+ModelT = TypeVar("ModelT", bound=TenantModel)
 
-MESSAGES: Select[Any] = select(*_COLUMNS)
-"""Selects what `read` needs; the caller adds tenant, conversation and order."""
+
+@dataclass(frozen=True, slots=True)
+class Shape(Generic[ModelT]):
+    """What to select of a model, the id first, and how to make entities of it.
+
+    Attributes:
+        model: The model.
+        names: The attributes, in the order of the columns.
+        select: Selects them; the caller adds tenant, conditions and order.
+    """
+
+    model: type[ModelT]
+    names: tuple[str, ...]
+    select: Select[Any]
+    enums: tuple[tuple[str, Mapping[str, Any]], ...]
+    new_instance: Callable[[], ModelT]
+
+
+@cache
+def shape_of(model: type[ModelT], *known: str) -> Shape[ModelT]:
+    """Return the shape of a model without deferred columns, and without those known anyway.
+
+    Parsing a UUID is what a row costs most: what all rows have in common need not be read.
+    """
+    mapper = inspect(model)
+    attributes = [
+        attribute
+        for attribute in mapper.column_attrs
+        if not attribute.deferred and attribute.key not in ("tenant_id", *known)
+    ]
+    columns = {attribute.key: attribute.columns[0] for attribute in attributes}
+    enums = tuple(
+        (name, {member.value: member for member in column.type.enum_class})
+        for name, column in columns.items()
+        if isinstance(column.type, Enum) and column.type.enum_class is not None
+    )
+    selected = select(*columns.values())
+    make: Callable[[], Any] = mapper.class_manager.new_instance
+    return Shape(model, tuple(columns), selected, enums, make)
 
 
 def read(
-    db: Session, statement: Select[Any], conversation: UUID, parameters: Mapping[str, Any]
-) -> list[Message]:
-    """Run a statement made of `MESSAGES` over a conversation; return its messages in order."""
-    tenant = tenant_of(db)
-    bound = {"tenant": tenant, "conversation": conversation, **parameters}
+    db: Session,
+    shape: Shape[ModelT],
+    statement: Select[Any],
+    parameters: Mapping[str, Any],
+    **known: Any,
+) -> list[ModelT]:
+    """Run a statement made of the shape's; return its entities in order.
+
+    Args:
+        db: The session.
+        shape: What the statement selects.
+        statement: Takes the parameter `tenant`.
+        parameters: The other ones, and `tenant`.
+        known: The values of the columns that the shape leaves out.
+    """
+    rows = fetch(db, statement, parameters)
+    return loaded(db, shape, shape.names, rows, {"tenant_id": parameters["tenant"], **known})
+
+
+def fetch(db: Session, statement: Any, parameters: Mapping[str, Any]) -> Sequence[Any]:
+    """Run a statement that reads; return its rows as the driver gives them."""
     with one_read(db) as connection:
-        result = connection.execute(statement, bound)
+        result = connection.execute(statement, parameters)
         assert result.cursor is not None
         rows = result.cursor.fetchall()
         result.close()
-        return loaded(db, _NAMES, rows, {"tenant_id": tenant, "conversation_id": conversation})
+        return rows
 
 
 def loaded(
-    db: Session, names: Sequence[str], rows: Iterable[Sequence[Any]], known: Mapping[str, Any]
-) -> list[Message]:
+    db: Session,
+    shape: Shape[ModelT],
+    names: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    known: Mapping[str, Any],
+) -> list[ModelT]:
     """Return the session's entities of rows: new ones, or those it has, brought up to date.
 
     Args:
         db: The session; the entities are persistent in it.
-        names: The columns of the rows, the id first.
+        shape: Of what model.
+        names: The attributes of the rows, the id first.
         rows: The values, as the database has them.
-        known: What all rows have in common; with `names` all columns of a message.
+        known: What all rows have in common; with `names` all columns that the shape has.
     """
-    messages = []
+    entities = []
     tenant = known["tenant_id"]
     identities = db.identity_map
     for row in rows:
-        key = (Message, (tenant, row[0]), None)
+        key = (shape.model, (tenant, row[0]), None)
         found = identities.get(key)
-        message = found or _new_instance()
-        values = message.__dict__
+        entity = found or shape.new_instance()
+        values = entity.__dict__
         values.update(zip(names, row, strict=True))
         values.update(known)
-        values["role"] = _ROLES[values["role"]]
+        for name, members in shape.enums:
+            values[name] = members[values[name]]
         if found is None:
-            state = instance_state(message)
+            state = instance_state(entity)
             state.key = key
             state.session_id = db.hash_key
             identities.add(state)
         else:
             # Ends what was expired or changed before, as the loader's populate_existing does.
-            instance_state(message)._commit_all(values, identities)  # noqa: SLF001
-        messages.append(message)
-    return messages
+            instance_state(entity)._commit_all(values, identities)  # noqa: SLF001
+        entities.append(entity)
+    return entities

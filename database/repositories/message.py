@@ -17,8 +17,8 @@ from database.models.conversation import Conversation
 from database.models.message import Message
 from database.repositories.appending import append_all, append_one
 from database.repositories.base import Repository
-from database.repositories.bookkeeping import OF_CONVERSATION, lock, recount
-from database.repositories.loading import MESSAGES, read
+from database.repositories.bookkeeping import lock, recount
+from database.repositories.histories import MESSAGES, OF_CONVERSATION, read_messages
 from database.repositories.statements import OPTIONS
 from database.session import TenantSession, tenant_of
 from database.types import utcnow
@@ -37,7 +37,7 @@ __all__ = ["MessageRepository"]
 
 _MANAGED = ("conversation_id", "position", "parent_id", "is_active", "updated_at")
 
-_ACTIVE = MESSAGES.where(*OF_CONVERSATION, Message.is_active)
+_ACTIVE = MESSAGES.select.where(*OF_CONVERSATION, Message.is_active)
 _WINDOW = _ACTIVE.where(Message.position.between(bindparam("start"), bindparam("end"))).order_by(
     Message.position
 )
@@ -189,7 +189,7 @@ class MessageRepository(Repository[Message]):
             if value is not None
         }
         conversation = cls._conversation(db, conversation_id)
-        found = read(db, _history(frozenset(given)), conversation, given)
+        found = read_messages(db, _history(frozenset(given)), conversation, given)
         if limit is not None:
             found.reverse()
         return found
@@ -205,7 +205,7 @@ class MessageRepository(Repository[Message]):
             "start": check_number("start", start, 0, 2**62),
             "end": check_number("end", end, 0, 2**62),
         }
-        return read(db, _WINDOW, cls._conversation(db, conversation_id), bounds)
+        return read_messages(db, _WINDOW, cls._conversation(db, conversation_id), bounds)
 
     @classmethod
     def get_last(cls, db: Session, conversation_id: UUID | str) -> Message | None:

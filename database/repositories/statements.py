@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import Select, bindparam, delete, func, insert, select, tuple_, update
 
 from database.models.base import TenantModel
+from database.repositories.loading import shape_of
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -46,12 +47,10 @@ def inserting(model: type[TenantModel], *computed: Any) -> ReturningInsert[Any]:
 
 
 @cache
-def selecting_by_id(model: type[ModelT]) -> Select[ModelT]:
-    """Selects the row of an id."""
-    return (
-        select(model)
-        .where(model.tenant_id == bindparam("tenant"), model.id == bindparam("key"))
-        .execution_options(**OPTIONS)
+def selecting_by_id(model: type[TenantModel]) -> Select[Any]:
+    """Selects the row of an id, as the model's shape."""
+    return shape_of(model).select.where(
+        model.tenant_id == bindparam("tenant"), model.id == bindparam("key")
     )
 
 
@@ -100,15 +99,14 @@ def counting(model: type[ModelT], filters: tuple[str, ...]) -> Select[int]:
 
 @cache
 def listing(
-    model: type[ModelT], order: str, filters: tuple[str, ...], *, after: bool
-) -> Select[ModelT]:
-    """Selects a page: newest first, from the start or after a row."""
+    model: type[TenantModel], order: str, filters: tuple[str, ...], *, after: bool
+) -> Select[Any]:
+    """Selects a page, as the model's shape: newest first, from the start or after a row."""
     column = getattr(model, order)
     statement = (
-        select(model)
-        .where(model.tenant_id == bindparam("tenant"), *_conditions(model, filters))
+        shape_of(model)
+        .select.where(model.tenant_id == bindparam("tenant"), *_conditions(model, filters))
         .limit(bindparam("limit"))
-        .execution_options(**OPTIONS)
     )
     if order == "id":
         statement = statement.order_by(model.id.desc())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, update
 from sqlalchemy.dialects.postgresql import insert
 
 from database.errors import AlreadyExistsError
@@ -12,10 +12,11 @@ from database.models.identity import Identity
 from database.models.user import User
 from database.repositories.base import Repository
 from database.repositories.identity import IdentityRepository
+from database.repositories.loading import shape_of
 from database.repositories.statements import OPTIONS
 from database.session import tenant_of
 from database.types import check_text, utcnow
-from database.units import one_read, one_write, transaction
+from database.units import one_write, transaction
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,20 +26,17 @@ if TYPE_CHECKING:
 
 __all__ = ["UserRepository", "normalized_email"]
 
-_BY_EMAIL = (
-    select(User)
-    .where(User.tenant_id == bindparam("tenant"), User.email == bindparam("email"))
-    .execution_options(**OPTIONS)
+_BY_EMAIL = shape_of(User).select.where(
+    User.tenant_id == bindparam("tenant"), User.email == bindparam("email")
 )
 _BY_IDENTITY = (
-    select(User)
-    .join(Identity, (Identity.tenant_id == User.tenant_id) & (Identity.user_id == User.id))
+    shape_of(User)
+    .select.join(Identity, (Identity.tenant_id == User.tenant_id) & (Identity.user_id == User.id))
     .where(
         Identity.tenant_id == bindparam("tenant"),
         Identity.provider == bindparam("provider"),
         Identity.subject == bindparam("subject"),
     )
-    .execution_options(**OPTIONS)
 )
 _INSERT_NEW = (
     insert(User)
@@ -64,9 +62,8 @@ class UserRepository(Repository[User]):
     @classmethod
     def get_by_email(cls, db: Session, email: str) -> User | None:
         """Return the user of an address, or None."""
-        with one_read(db):
-            parameters = {"tenant": tenant_of(db), "email": normalized_email(email)}
-            return db.scalars(_BY_EMAIL, parameters).one_or_none()
+        parameters = {"tenant": tenant_of(db), "email": normalized_email(email)}
+        return cls._one(db, _BY_EMAIL, parameters)
 
     @classmethod
     def get_or_create(cls, db: Session, email: str) -> User:
@@ -92,8 +89,7 @@ class UserRepository(Repository[User]):
             "provider": check_text("provider", provider),
             "subject": check_text("subject", subject),
         }
-        with one_read(db):
-            return db.scalars(_BY_IDENTITY, parameters).one_or_none()
+        return cls._one(db, _BY_IDENTITY, parameters)
 
     @classmethod
     def get_or_create_by_identity(

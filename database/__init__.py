@@ -46,7 +46,7 @@ from database.models import (
     TenantModel,
     User,
 )
-from database.pagination import Page
+from database.pagination import Page, SearchPage
 from database.repositories.api_key import ApiKeyRepository
 from database.repositories.base import Repository
 from database.repositories.context import ContextRepository
@@ -57,6 +57,7 @@ from database.repositories.message import MessageRepository
 from database.repositories.module import ModuleRepository
 from database.repositories.persona import PersonaRepository
 from database.repositories.state import StateRepository
+from database.repositories.storing import Stored
 from database.repositories.user import UserRepository
 from database.session import ALL_TENANTS, TenantSession, bind_tenant
 from database.units import run_in_transaction, transaction
@@ -105,10 +106,12 @@ __all__ = [
     "Repository",
     "Role",
     "SchemaOutdatedError",
+    "SearchPage",
     "SessionLocal",
     "Settings",
     "State",
     "StateRepository",
+    "Stored",
     "TenantModel",
     "TenantSession",
     "TransientError",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Generic, TypeVar
 from uuid import UUID
@@ -16,7 +16,7 @@ from database.errors import InvalidValueError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Page", "decode_cursor", "encode_cursor"]
+__all__ = ["Page", "SearchPage", "decode_cursor", "encode_cursor"]
 
 T = TypeVar("T")
 
@@ -40,19 +40,34 @@ class Page(Generic[T]):
         return len(self.items)
 
 
-def encode_cursor(order: str, value: datetime | None, row_id: UUID) -> str:
+@dataclass(frozen=True, slots=True)
+class SearchPage(Page[T]):
+    """A part of what a search found.
+
+    Attributes:
+        ranks: How well each item fits, by ts_rank; 0 where hits are not ranked: without words, and
+            for all but the newest 1,000.
+        snippets: Of each item a short piece with the hits marked, if they were asked for.
+    """
+
+    ranks: list[float] = field(default_factory=list)
+    snippets: list[str] = field(default_factory=list)
+
+
+def encode_cursor(order: str, value: datetime | float | None, row_id: UUID) -> str:
     """Return the cursor that continues after a row.
 
     Args:
-        order: What the list is, so that no other list takes the cursor.
-        value: What the list is sorted by before the id; None when by the id alone.
+        order: What the list is, so that no other list takes the cursor: table and sort key.
+        value: What the list is sorted by before the id: a time, or for "rank" a number; None when
+            by the id alone.
         row_id: The row's id, which breaks ties.
     """
     data = orjson.dumps([order, value, row_id])
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
-def decode_cursor(order: str, cursor: str) -> tuple[datetime | None, UUID]:
+def decode_cursor(order: str, cursor: str) -> tuple[datetime | float | None, UUID]:
     """Return the sort value and the id in a cursor of the given list.
 
     Raises:
@@ -61,14 +76,16 @@ def decode_cursor(order: str, cursor: str) -> tuple[datetime | None, UUID]:
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
         found, value, row_id = orjson.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
-        sort_value = None if value is None else datetime.fromisoformat(value)
+        sort_value = datetime.fromisoformat(value) if isinstance(value, str) else value
         last_id = UUID(row_id)
     except (ValueError, TypeError, AttributeError, binascii.Error):
         raise InvalidValueError("cursor", "must be a next_cursor of this list") from None
     if order.endswith(".id"):
         fits = sort_value is None
+    elif order.endswith(".rank"):
+        fits = isinstance(sort_value, float) and 0 <= sort_value <= 1
     else:
-        fits = sort_value is not None and sort_value.tzinfo is not None
+        fits = isinstance(sort_value, datetime) and sort_value.tzinfo is not None
     if found != order or not fits:
         raise InvalidValueError("cursor", "must be a next_cursor of this list")
     return sort_value, last_id

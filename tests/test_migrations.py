@@ -99,9 +99,10 @@ CATALOGS = {
                pg_get_expr(i.indpred, i.indrelid), i.indisunique, i.indnullsnotdistinct,
                i.indisvalid
         FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid WHERE {TABLES}""",
-    "functions": f"""
+    "functions": rf"""
         SELECT p.oid::regprocedure::text,
-               replace(pg_get_functiondef(p.oid), current_schema() || '.', '')
+               regexp_replace(pg_get_functiondef(p.oid),
+                   format('(%s\.|, ''?%s''?)', current_schema(), current_schema()), '', 'g')
         FROM pg_proc p
         WHERE p.pronamespace = {HERE} AND p.prokind IN ('f', 'p') AND {own("pg_proc", "p")}""",
     "triggers": f"""
@@ -132,6 +133,7 @@ CATALOGS = {
 
 # Whatever `Base.metadata.create_all()` does not make of the models.
 NOT_IN_THE_MODELS = {
+    "functions",
     "policies",
     "row security",
     "grants",

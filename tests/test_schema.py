@@ -287,16 +287,30 @@ def test_defaults(table: Table, connection: psycopg.Connection) -> None:
         assert column in allowed or re.fullmatch(constant, default), (column, default)
 
 
-def test_no_triggers_functions_or_sequences_of_ours(connection: psycopg.Connection) -> None:
+def test_no_triggers_or_sequences_of_ours(connection: psycopg.Connection) -> None:
     """Citus would not distribute tables with triggers; ids are made in Python."""
     triggers = "SELECT tgname FROM pg_trigger WHERE NOT tgisinternal"
-    functions = """
-        SELECT proname FROM pg_proc p WHERE pronamespace = current_schema()::regnamespace
-        AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
-    """
     sequences = "SELECT sequencename FROM pg_sequences"
-    for query in (triggers, functions, sequences):
+    for query in (triggers, sequences):
         assert connection.execute(query.encode()).fetchall() == []
+
+
+def test_functions(connection: psycopg.Connection) -> None:
+    """Each has a fixed search_path, and only the application's role may run it."""
+    rows = connection.execute("""
+        SELECT proname, prosecdef, proconfig, current_user::regrole = proowner,
+               array(SELECT grantee::regrole::text FROM aclexplode(proacl)
+                     WHERE grantee <> proowner)
+        FROM pg_proc p WHERE pronamespace = current_schema()::regnamespace
+        AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
+        ORDER BY proname
+    """).fetchall()
+    path = ["search_path=pg_catalog, public, pg_temp"]
+    assert rows == [
+        ("merge_patch", False, path, True, ["database_app"]),
+        ("search_contexts", True, path, True, ["database_app"]),
+        ("search_messages", True, path, True, ["database_app"]),
+    ]
 
 
 # --- what the server does with rows ---------------------------------------------------------------

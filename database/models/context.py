@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 from sqlalchemy import CheckConstraint, Index, UniqueConstraint, literal_column, text
@@ -66,3 +66,6 @@ class Context(TenantModel):
         "metadata", default_factory=dict, server_default=text("'{}'::jsonb"), repr=False
     )
     expires_at: Mapped[datetime | None] = mapped_column(default=None)
+
+    inserted: ClassVar[bool | None] = None
+    """Of a context that `store` returned: whether it is new, and not in the place of an old one."""

@@ -192,16 +192,19 @@ class Repository(Generic[ModelT]):
         limit: int,
         cursor: str | None,
         filters: Mapping[str, Any],
+        *conditions: Any,
+        **bound: Any,
     ) -> Page[ModelT]:
         from database.rules import check_number
 
         check_number("limit", limit, 1, MAX_PAGE)
         checked = cls._filters(db, filters)
         name = f"{cls.model.__tablename__}.{cls.order}"
-        parameters = {"tenant": tenant_of(db), "limit": limit + 1, **_named(checked)}
+        parameters = {"tenant": tenant_of(db), "limit": limit + 1, **_named(checked), **bound}
         if cursor is not None:
             parameters["after_value"], parameters["after_id"] = decode_cursor(name, cursor)
-        statement = listing(cls.model, cls.order, tuple(checked), after=cursor is not None)
+        after = cursor is not None
+        statement = listing(cls.model, cls.order, tuple(checked), *conditions, after=after)
         rows = read(db, shape_of(cls.model), statement, parameters)
         if len(rows) <= limit:
             return Page(rows)
@@ -219,13 +222,13 @@ class Repository(Generic[ModelT]):
         return {"tenant": tenant_of(db), "key": cls._id(id)}
 
     @staticmethod
-    def _id(value: UUID | str) -> UUID:
+    def _id(value: UUID | str, field: str = "id") -> UUID:
         if isinstance(value, UUID):
             return value
         try:
             return UUID(value)
         except (ValueError, TypeError, AttributeError):
-            raise InvalidValueError("id", "must be a UUID") from None
+            raise InvalidValueError(field, "must be a UUID") from None
 
     @classmethod
     def _found(cls, row: ModelT | None) -> ModelT:

@@ -13,7 +13,8 @@ from database.errors import InvalidReferenceError, InvalidValueError
 from database.models.base import uuid7
 from database.models.conversation import Conversation
 from database.models.user import User
-from database.repositories.base import MAX_PAGE, Repository
+from database.repositories.base import MAX_PAGE
+from database.repositories.expiring import ExpiringRepository
 from database.repositories.loading import read, shape_of
 from database.repositories.message import MessageRepository
 from database.repositories.persona import PersonaRepository
@@ -84,7 +85,7 @@ _DELETE_BY_THREAD = (
 )
 
 
-class ConversationRepository(Repository[Conversation]):
+class ConversationRepository(ExpiringRepository[Conversation]):
     """The conversations of a tenant, lists newest activity first.
 
     `update` and `delete` take a thread_id (text) or an id (UUID).

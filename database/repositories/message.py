@@ -8,8 +8,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from sqlalchemy import Engine, Uuid, any_, bindparam, delete, select, update
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import Engine, Text, Uuid, any_, bindparam, delete, select, update
+from sqlalchemy.dialects.postgresql import ARRAY, JSONPATH
 
 from database.errors import InvalidValueError
 from database.models.base import uuid7
@@ -18,7 +18,9 @@ from database.models.message import Message
 from database.repositories.appending import append_all, append_one
 from database.repositories.base import Repository
 from database.repositories.bookkeeping import lock, recount
+from database.repositories.conditions import json_paths
 from database.repositories.histories import MESSAGES, OF_CONVERSATION, read_messages
+from database.repositories.searching import Search
 from database.repositories.statements import OPTIONS
 from database.session import TenantSession, tenant_of
 from database.types import utcnow
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from database.models.message import Role
+    from database.pagination import SearchPage
+    from database.repositories.queries import Mode
 
 __all__ = ["MessageRepository"]
 
@@ -46,6 +50,11 @@ _ALL = (
     .where(*OF_CONVERSATION, Message.is_active)
     .order_by(Message.position)
     .execution_options(**OPTIONS)
+)
+_SEARCH = Search(
+    Message,
+    {"user": Uuid(), "conversation": Uuid(), "role": Text(), "extra_data": JSONPATH()},
+    lambda message: message.content,
 )
 
 
@@ -249,6 +258,64 @@ class MessageRepository(Repository[Message]):
             for message in messages:
                 own.expunge(message)
                 yield message
+
+    @classmethod
+    def search(
+        cls,
+        db: Session,
+        query: str | None,
+        *,
+        user_id: UUID | str | None = None,
+        conversation_id: UUID | str | None = None,
+        mode: Mode = "text",
+        role: Role | str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        where: Mapping[str | tuple[str, ...], Any] | None = None,
+        highlight: tuple[str, str] | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> SearchPage[Message]:
+        """Return a page of the messages that a query finds, best first, then newest.
+
+        Substrings have no index: mode "substring" reads all messages of the conversation, of the
+        user or of the tenant.
+
+        Args:
+            db: The session.
+            query: As for `ContextRepository.search`; so are mode, highlight, limit and cursor.
+            user_id: Only in this user's conversations.
+            conversation_id: Only in this one.
+            mode: "text" or "substring".
+            role: Only by this role.
+            since: Only messages made at this time or later.
+            until: Only messages made before this time.
+            where: Conditions on extra_data.
+            highlight: What to put before and after hits, for snippets.
+            limit: How many at most, 1 to 1,000.
+            cursor: `next_cursor` of the page before.
+
+        Raises:
+            InvalidValueError: An argument is not valid.
+        """
+        filters: dict[str, Any] = dict(json_paths(where or {}, ("extra_data",)))
+        if user_id is not None:
+            filters["user"] = cls._id(user_id, "user_id")
+        if conversation_id is not None:
+            filters["conversation"] = cls._conversation(db, conversation_id)
+        if role is not None:
+            filters["role"] = cls._check(db, {"role": role}, partial=True)["role"]
+        return _SEARCH.run(
+            db,
+            query,
+            filters,
+            mode=mode,
+            since=since,
+            until=until,
+            highlight=highlight,
+            limit=limit,
+            cursor=cursor,
+        )
 
     @classmethod
     def deactivate(

@@ -99,13 +99,15 @@ def counting(model: type[ModelT], filters: tuple[str, ...]) -> Select[int]:
 
 @cache
 def listing(
-    model: type[TenantModel], order: str, filters: tuple[str, ...], *, after: bool
+    model: type[TenantModel], order: str, filters: tuple[str, ...], *conditions: Any, after: bool
 ) -> Select[Any]:
     """Selects a page, as the model's shape: newest first, from the start or after a row."""
     column = getattr(model, order)
     statement = (
         shape_of(model)
-        .select.where(model.tenant_id == bindparam("tenant"), *_conditions(model, filters))
+        .select.where(
+            model.tenant_id == bindparam("tenant"), *_conditions(model, filters), *conditions
+        )
         .limit(bindparam("limit"))
     )
     if order == "id":

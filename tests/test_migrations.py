@@ -529,8 +529,9 @@ def test_waiting_for_ones_turn_is_not_limited_and_disturbs_nobody(
 
 
 def test_lock_timeout(fresh_url: str, thread: ThreadPoolExecutor) -> None:
-    before = snapshot(fresh_url)
     configuration = settings(fresh_url, lock_timeout=0.3)
+    downgrade(REVISIONS[0], settings=configuration)  # each revision is a transaction of its own
+    before = snapshot(fresh_url)
     with admin(fresh_url) as reader, reader.transaction():
         reader.execute("SELECT FROM conversations")
         start = time.monotonic()

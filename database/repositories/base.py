@@ -213,13 +213,13 @@ class Repository(Generic[ModelT]):
         return {"tenant": tenant_of(db), "key": cls._id(id)}
 
     @staticmethod
-    def _id(value: UUID | str) -> UUID:
+    def _id(value: UUID | str, field: str = "id") -> UUID:
         if isinstance(value, UUID):
             return value
         try:
             return UUID(value)
         except (ValueError, TypeError, AttributeError):
-            raise InvalidValueError("id", "must be a UUID") from None
+            raise InvalidValueError(field, "must be a UUID") from None
 
     @classmethod
     def _found(cls, row: ModelT | None) -> ModelT:

@@ -10,6 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 from database.errors import AlreadyExistsError, InvalidReferenceError
 from database.models.identity import Identity
 from database.models.user import User
+from database.repositories import user_settings
 from database.repositories.base import Repository
 from database.repositories.identity import IdentityRepository
 from database.repositories.statements import OPTIONS
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from uuid import UUID
 
+    from pydantic import BaseModel
     from sqlalchemy.orm import Session
 
     from database.pagination import Page
@@ -162,6 +164,42 @@ class UserRepository(Repository[User]):
         """Return a page of the identities of a provider, newest first."""
         named = check_text("provider", provider)
         return IdentityRepository.list(db, limit=limit, cursor=cursor, provider=named)
+
+    @classmethod
+    def get_settings(cls, db: Session, user_id: UUID | str) -> dict[str, Any]:
+        """Return a user's settings.
+
+        Raises:
+            NotFoundError: There is no such user in the tenant.
+        """
+        return user_settings.get(db, cls._id(user_id, "user_id"))
+
+    @classmethod
+    def update_settings(
+        cls,
+        db: Session,
+        user_id: UUID | str,
+        changes: dict[str, Any],
+        *,
+        model: type[BaseModel] | None = None,
+    ) -> dict[str, Any]:
+        """Merge changes into a user's settings by JSON Merge Patch (RFC 7396), and return these.
+
+        Objects are merged key by key, None deletes a key, all else replaces what was there. One
+        statement: concurrent changes of different keys all survive.
+
+        Args:
+            db: The session.
+            user_id: Whose settings.
+            changes: A JSON object.
+            model: What the merged settings must validate as. It takes one statement more, and
+                locks the user.
+
+        Raises:
+            NotFoundError: There is no such user in the tenant.
+            InvalidValueError: `changes` is no JSON object, or a setting breaks a rule of the model.
+        """
+        return user_settings.merge(db, cls._id(user_id, "user_id"), changes, model)
 
     @classmethod
     def touch(cls, db: Session, user_id: UUID | str) -> bool:

@@ -47,7 +47,7 @@ from database.models import (
     User,
 )
 from database.pagination import Page, SearchPage
-from database.repositories.api_key import ApiKeyRepository
+from database.repositories.api_key import ApiKeyRepository, NewApiKey
 from database.repositories.base import Repository
 from database.repositories.context import ContextRepository
 from database.repositories.conversation import ConversationRepository
@@ -98,6 +98,7 @@ __all__ = [
     "Module",
     "ModuleRepository",
     "ModuleType",
+    "NewApiKey",
     "NotFoundError",
     "Page",
     "Persona",

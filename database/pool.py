@@ -18,6 +18,7 @@ from database.types import clean_text, dump_json
 
 if TYPE_CHECKING:
     import sqlalchemy
+    from pydantic import SecretStr
     from sqlalchemy import URL
     from sqlalchemy.engine import ExceptionContext
     from sqlalchemy.pool import ConnectionPoolEntry
@@ -75,6 +76,7 @@ def create_database_engine(url: str, settings: Settings) -> Engine:
             "tenant_id": settings.tenant_id,
             "app_role": settings.app_role,
             "unstorable": settings.unstorable,
+            "development_api_key": _development_api_key(settings),
         },
         connect_args=_connect_args(settings, where),
     )
@@ -87,6 +89,11 @@ def create_database_engine(url: str, settings: Settings) -> Engine:
     if settings.pool_pre_ping:
         event.listen(engine, "checkout", _checkout)
     return engine
+
+
+def _development_api_key(settings: Settings) -> SecretStr | None:
+    # The settings refuse one in production already; a copy of them with changes is not checked.
+    return None if settings.environment == "production" else settings.development_api_key
 
 
 def create_migration_engine(url: str, settings: Settings) -> Engine:

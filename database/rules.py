@@ -9,8 +9,10 @@ from numbers import Real
 from typing import TYPE_CHECKING, Annotated, Any, NotRequired, Required
 from uuid import UUID
 
+import orjson
 from pydantic import (
     AwareDatetime,
+    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from database.models.base import TenantModel
     from database.types import Policy
 
-__all__ = ["check_fields", "check_number"]
+__all__ = ["check_fields", "check_number", "refusal_of"]
 
 _RULES = {"missing": "must be given", "extra_forbidden": "is not a field"}
 _INTEGER = 2**31 - 1
@@ -68,6 +70,26 @@ def check_fields(
     return checked
 
 
+def refusal_of(
+    model: type[BaseModel], value: Mapping[str, Any], field: str
+) -> InvalidValueError | None:
+    """Return why a JSON object is not what a pydantic model takes; None if it is.
+
+    It names the first member that breaks a rule.
+
+    Raises:
+        InvalidValueError: `model` is no model.
+    """
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        raise InvalidValueError("model", "must be a class of pydantic's BaseModel")
+    try:
+        # Read as JSON, a strict model takes timestamps and enums written as text.
+        model.model_validate_json(orjson.dumps(value))
+    except ValidationError as error:
+        return _first(error, field)
+    return None
+
+
 def check_number(field: str, value: object, least: int, most: int) -> int:
     """Return an argument that must be a whole number in [least, most].
 
@@ -79,9 +101,9 @@ def check_number(field: str, value: object, least: int, most: int) -> int:
     return value
 
 
-def _first(error: ValidationError) -> InvalidValueError:
+def _first(error: ValidationError, *within: str) -> InvalidValueError:
     found = error.errors(include_url=False, include_input=False)[0]
-    field = ".".join(map(str, found["loc"])) or "values"
+    field = ".".join(map(str, (*within, *found["loc"]))) or "values"
     ours = found.get("ctx", {}).get("error")
     if isinstance(ours, InvalidValueError):
         return ours

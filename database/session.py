@@ -7,11 +7,12 @@ sees it), and every ORM statement gets `tenant_id = :tenant` as a criterion.
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from enum import Enum
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from sqlalchemy import Connection, Engine, Insert, event
+from sqlalchemy import Connection, Engine, Insert, event, inspect
 from sqlalchemy.orm import (
     ORMExecuteState,
     Session,
@@ -24,6 +25,8 @@ from database.errors import ConfigurationError, InvalidValueError
 from database.models.base import TENANT_PATTERN, TenantModel
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy.sql.base import ExecutableOption
 
 __all__ = [
@@ -31,6 +34,7 @@ __all__ = [
     "Tenant",
     "TenantSession",
     "bind_tenant",
+    "moving_to_tenant",
     "return_to_tenant",
     "tenant_of",
 ]
@@ -90,11 +94,38 @@ def bind_tenant(db: Session, tenant_id: Tenant) -> None:
         isinstance(tenant_id, str) and re.fullmatch(TENANT_PATTERN, tenant_id)
     ):
         raise InvalidValueError("tenant_id", f"must match {TENANT_PATTERN}")
+    _refuse_within_transaction(db)
+    db.expunge_all()
+    db.info[_TENANT] = tenant_id
+
+
+@contextmanager
+def moving_to_tenant(db: Session, tenant_id: str) -> Iterator[None]:
+    """Bind a session to a tenant, unless the block fails: then all stays as it was.
+
+    Raises:
+        ConfigurationError: The session is in a transaction of another tenant.
+    """
+    before = db.info.get(_TENANT)
+    if before == tenant_id:
+        yield
+        return
+    _refuse_within_transaction(db)
+    left_behind = [row for row in db if inspect(row).identity[0] != tenant_id]
+    db.info[_TENANT] = tenant_id
+    try:
+        yield
+    except BaseException:
+        db.info[_TENANT] = before
+        raise
+    for row in left_behind:
+        db.expunge(row)
+
+
+def _refuse_within_transaction(db: Session) -> None:
     if db.in_transaction():
         msg = "a session cannot change its tenant within a transaction"
         raise ConfigurationError(msg)
-    db.expunge_all()
-    db.info[_TENANT] = tenant_id
 
 
 def tenant_of(db: Session) -> str:

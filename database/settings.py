@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from database.errors import ConfigurationError
@@ -20,7 +20,11 @@ class Settings(BaseSettings):
     """The configuration, read from arguments, the environment and `.env`, in this order."""
 
     model_config = SettingsConfigDict(
-        env_prefix="DATABASE_", env_file=".env", extra="ignore", frozen=True
+        env_prefix="DATABASE_",
+        env_file=".env",
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
     )
 
     url: SecretStr | None = Field(
@@ -30,6 +34,9 @@ class Settings(BaseSettings):
         None, description="The owner's login for migrations; unset, `url`"
     )
     environment: Literal["development", "test", "production"] = "development"
+    development_api_key: Annotated[SecretStr, Field(min_length=16)] | None = Field(
+        None, description="Accepted as an API key of one user of tenant_id; never in production"
+    )
     tenant_id: Annotated[str, Field(pattern=TENANT_PATTERN)] = "default"
     app_role: Annotated[str, Field(pattern=r"^([a-z_][a-z0-9_]{0,62})?$")] = Field(
         "database_app", description="The role that row-level security applies to; empty: none"
@@ -59,6 +66,16 @@ class Settings(BaseSettings):
     prepare_threshold: Annotated[int, Field(ge=0)] | None = Field(
         5, description="Prepare a statement from this use on; none behind PgBouncer"
     )
+
+    @field_validator("development_api_key")
+    @classmethod
+    def _refuse_in_production(
+        cls, value: SecretStr | None, info: ValidationInfo
+    ) -> SecretStr | None:
+        if value is not None and info.data.get("environment") == "production":
+            msg = "DATABASE_DEVELOPMENT_API_KEY: must not be set in production"
+            raise ConfigurationError(msg)
+        return value
 
 
 def load_settings(**values: object) -> Settings:

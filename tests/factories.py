@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from os import urandom
 from typing import Any
 from uuid import uuid4
 
 import factory
 
 from database import (
+    ApiKey,
     ApiKeyRepository,
     ContextRepository,
     ConversationRepository,
@@ -51,14 +51,17 @@ class IdentityFactory(factory.Factory):
     subject = unique("subject-")
 
 
+def create_api_key(db: TenantSession, **fields: Any) -> ApiKey:
+    return ApiKeyRepository.create(db, **fields).api_key
+
+
 class ApiKeyFactory(factory.Factory):
     class Meta:
-        model = ApiKeyRepository.create
+        model = create_api_key
         inline_args = ("db",)
 
     user_id = factory.LazyAttribute(lambda made: UserFactory(db=made.db).id)
-    key_hash = factory.LazyFunction(lambda: urandom(32))
-    prefix = "key_"
+    name = factory.Faker("word")
 
 
 class ConversationFactory(factory.Factory):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from os import urandom
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -39,6 +40,7 @@ from sqlalchemy.orm import Session, aliased
 from database import (
     ALL_TENANTS,
     AlreadyExistsError,
+    ApiKey,
     Base,
     ConfigurationError,
     Conversation,
@@ -104,6 +106,8 @@ def make(model: type[TenantModel], db: TenantSession) -> Any:
 def unsaved(model: type[TenantModel], db: TenantSession) -> Any:
     """An object as an application would give it to `db.add`."""
     fields: dict[str, Any] = {"position": 99} if model is Message else {}
+    if model is ApiKey:
+        fields = {"key_hash": urandom(32), "prefix": "dbk_"}
     return model(**fields, **factories.fields_of(factory_of(model), db))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import CheckConstraint, Index, LargeBinary, UniqueConstraint
@@ -14,7 +15,10 @@ __all__ = ["ApiKey"]
 
 
 class ApiKey(TenantModel):
-    """A key, of which only the SHA-256 and a prefix to recognise it by are kept."""
+    """A key, of which only the SHA-256 and a prefix to recognise it by are kept.
+
+    `revoked_at` is when it ends: in the future while a rotated key has its grace.
+    """
 
     __tablename__ = "api_keys"
     __table_args__ = (
@@ -33,3 +37,9 @@ class ApiKey(TenantModel):
     last_used_at: Mapped[datetime | None] = mapped_column(default=None)
     expires_at: Mapped[datetime | None] = mapped_column(default=None)
     revoked_at: Mapped[datetime | None] = mapped_column(default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the loaded fields, ready for JSON, without `key_hash`."""
+        shown = super().to_dict()
+        shown.pop("key_hash", None)
+        return shown

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, delete
+from sqlalchemy import bindparam, delete, update
 
 from database.models.identity import Identity
 from database.repositories.base import Repository
 from database.repositories.loading import shape_of
+from database.repositories.statements import OPTIONS
 from database.session import tenant_of
 from database.types import check_text
 from database.units import one_write
@@ -20,10 +21,17 @@ __all__ = ["IdentityRepository"]
 
 _IS_SUBJECT = (
     Identity.tenant_id == bindparam("tenant"),
-    Identity.provider == bindparam("provider"),
-    Identity.subject == bindparam("subject"),
+    Identity.provider == bindparam("known_provider"),
+    Identity.subject == bindparam("known_subject"),
 )
 _BY_SUBJECT = shape_of(Identity).select.where(*_IS_SUBJECT)
+_SET_DATA = (
+    update(Identity)
+    .where(*_IS_SUBJECT)
+    .values(data=bindparam("new_data", type_=Identity.data.type))
+    .returning(Identity)
+    .execution_options(synchronize_session=False, **OPTIONS)
+)
 _UNLINK = (
     delete(Identity)
     .where(*_IS_SUBJECT)
@@ -43,6 +51,16 @@ class IdentityRepository(Repository[Identity]):
         return cls._one(db, _BY_SUBJECT, _key(db, provider, subject))
 
     @classmethod
+    def set_data(
+        cls, db: Session, provider: str, subject: str, data: dict[str, Any]
+    ) -> Identity | None:
+        """Replace what a provider says about a subject; return the identity, or None."""
+        parameters: dict[str, Any] = _key(db, provider, subject)
+        parameters["new_data"] = cls._check(db, {"data": data}, partial=True)["data"]
+        with one_write(db):
+            return db.scalars(_SET_DATA, parameters).one_or_none()
+
+    @classmethod
     def unlink(cls, db: Session, provider: str, subject: str) -> bool:
         """Delete an identity, not its user; tell whether there was one."""
         parameters = _key(db, provider, subject)
@@ -53,6 +71,6 @@ class IdentityRepository(Repository[Identity]):
 def _key(db: Session, provider: str, subject: str) -> dict[str, str]:
     return {
         "tenant": tenant_of(db),
-        "provider": check_text("provider", provider),
-        "subject": check_text("subject", subject),
+        "known_provider": check_text("provider", provider),
+        "known_subject": check_text("subject", subject),
     }

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import bindparam, update
 from sqlalchemy.dialects.postgresql import insert
 
-from database.errors import AlreadyExistsError
+from database.errors import AlreadyExistsError, InvalidReferenceError
 from database.models.identity import Identity
 from database.models.user import User
+from database.repositories import user_settings
 from database.repositories.base import Repository
 from database.repositories.identity import IdentityRepository
 from database.repositories.loading import shape_of
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from uuid import UUID
 
+    from pydantic import BaseModel
     from sqlalchemy.orm import Session
+
+    from database.pagination import Page
 
 __all__ = ["UserRepository", "normalized_email"]
 
@@ -103,14 +107,28 @@ class UserRepository(Repository[User]):
         first_name: str | None = None,
         last_name: str | None = None,
         data: dict[str, Any] | None = None,
+        link_to: UUID | str | None = None,
     ) -> User:
         """Return the user of an identity, made together with it if there was none.
 
-        A known user's fields are brought up to date with those given, and `last_active_at` is set.
-        An equal address alone never links an identity to a user: `IdentityRepository.create` does.
+        What is given of a known user, and the identity's `data`, replaces what is stored;
+        `last_active_at` is set. An equal address alone never links an identity to a user.
+
+        Args:
+            db: The session.
+            provider: Who knows the user.
+            subject: As whom; text, also where it is a number.
+            email: The user's address.
+            username: The user's name for others.
+            first_name: The first name.
+            last_name: The last name.
+            data: What else the provider says.
+            link_to: The user that an unknown identity is linked to, instead of a new one.
 
         Raises:
-            AlreadyExistsError: The address belongs to another user.
+            AlreadyExistsError: The address, or with `link_to` the identity, belongs to another
+                user.
+            InvalidReferenceError: `link_to` is no user of the tenant.
             InvalidValueError: A field breaks its rule.
         """
         given = {
@@ -121,20 +139,63 @@ class UserRepository(Repository[User]):
         }
         fields: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
         fields["last_active_at"] = utcnow()
-        found = cls.get_by_identity(db, provider, subject)
-        if found is None:
-            try:
-                with transaction(db):
-                    made = cls.create(db, **fields)
-                    IdentityRepository.create(
-                        db, user_id=made.id, provider=provider, subject=subject, data=data or {}
-                    )
-                    return made
-            except AlreadyExistsError as error:
-                found = cls.get_by_identity(db, provider, subject)
-                if found is None or error.key == "email":
-                    raise
-        return cls.update(db, found.id, **fields)
+        owner = None if link_to is None else cls._id(link_to, "link_to")
+        identity = {"provider": provider, "subject": subject, "data": data}
+        known = cls._refresh(db, identity, fields, owner)
+        if known is not None:
+            return known
+        try:
+            return cls._link(db, identity, fields, owner)
+        except AlreadyExistsError:
+            # Of the identity, or of the address that another call made together with it.
+            known = cls._refresh(db, identity, fields, owner)
+            if known is None:
+                raise
+            return known
+
+    @classmethod
+    def list_identities(
+        cls, db: Session, provider: str, *, limit: int = 50, cursor: str | None = None
+    ) -> Page[Identity]:
+        """Return a page of the identities of a provider, newest first."""
+        named = check_text("provider", provider)
+        return IdentityRepository.list(db, limit=limit, cursor=cursor, provider=named)
+
+    @classmethod
+    def get_settings(cls, db: Session, user_id: UUID | str) -> dict[str, Any]:
+        """Return a user's settings.
+
+        Raises:
+            NotFoundError: There is no such user in the tenant.
+        """
+        return user_settings.get(db, cls._id(user_id, "user_id"))
+
+    @classmethod
+    def update_settings(
+        cls,
+        db: Session,
+        user_id: UUID | str,
+        changes: dict[str, Any],
+        *,
+        model: type[BaseModel] | None = None,
+    ) -> dict[str, Any]:
+        """Merge changes into a user's settings by JSON Merge Patch (RFC 7396), and return these.
+
+        Objects are merged key by key, None deletes a key, all else replaces what was there. One
+        statement: concurrent changes of different keys all survive.
+
+        Args:
+            db: The session.
+            user_id: Whose settings.
+            changes: A JSON object.
+            model: What the merged settings must validate as. It takes one statement more, and
+                locks the user.
+
+        Raises:
+            NotFoundError: There is no such user in the tenant.
+            InvalidValueError: `changes` is no JSON object, or a setting breaks a rule of the model.
+        """
+        return user_settings.merge(db, cls._id(user_id, "user_id"), changes, model)
 
     @classmethod
     def touch(cls, db: Session, user_id: UUID | str) -> bool:
@@ -142,6 +203,51 @@ class UserRepository(Repository[User]):
         with one_write(db):
             parameters = {**cls._key(db, user_id), "now": utcnow()}
             return db.scalar(_TOUCH, parameters) is not None
+
+    @classmethod
+    def _refresh(
+        cls,
+        db: Session,
+        identity: Mapping[str, Any],
+        fields: Mapping[str, Any],
+        owner: UUID | None,
+    ) -> User | None:
+        """Bring a known identity and its user up to date; None when it is unknown."""
+        provider, subject, data = identity["provider"], identity["subject"], identity["data"]
+        if data is None:
+            found = cls.get_by_identity(db, provider, subject)
+            return None if found is None else cls._renew(db, found.id, fields, owner)
+        with transaction(db):
+            known = IdentityRepository.set_data(db, provider, subject, data)
+            return None if known is None else cls._renew(db, known.user_id, fields, owner)
+
+    @classmethod
+    def _renew(
+        cls, db: Session, user_id: UUID, fields: Mapping[str, Any], owner: UUID | None
+    ) -> User:
+        if owner not in (None, user_id):
+            raise AlreadyExistsError("provider, subject")
+        return cls.update(db, user_id, **fields)
+
+    @classmethod
+    def _link(
+        cls,
+        db: Session,
+        identity: Mapping[str, Any],
+        fields: Mapping[str, Any],
+        owner: UUID | None,
+    ) -> User:
+        """Make an identity, of a new user or of its owner."""
+        with transaction(db):
+            if owner is None:
+                user = cls.create(db, **fields)
+            elif (found := cls._update(db, owner, User.id, fields)) is not None:
+                user = found
+            else:
+                raise InvalidReferenceError("link_to")
+            given = {name: value for name, value in identity.items() if value is not None}
+            IdentityRepository.create(db, user_id=user.id, **given)
+            return user
 
     @classmethod
     def _check(

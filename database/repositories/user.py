@@ -11,6 +11,7 @@ from database.errors import AlreadyExistsError
 from database.models.identity import Identity
 from database.models.user import User
 from database.repositories.base import Repository
+from database.repositories.erasing import erase_user
 from database.repositories.identity import IdentityRepository
 from database.repositories.statements import OPTIONS
 from database.session import tenant_of
@@ -146,6 +147,27 @@ class UserRepository(Repository[User]):
         with one_write(db):
             parameters = {**cls._key(db, user_id), "now": utcnow()}
             return db.scalar(_TOUCH, parameters) is not None
+
+    @classmethod
+    def erase(cls, db: Session, user_id: UUID | str, *, dry_run: bool = False) -> dict[str, int]:
+        """Delete a user with all their rows, and the memories of them in others' conversations.
+
+        Locks the user and their conversations: concurrent calls that add to them wait, and then
+        find nothing to add to.
+
+        Args:
+            db: The session.
+            user_id: Who.
+            dry_run: Whether to count the rows and delete none.
+
+        Returns:
+            How many rows of each table; 0 included.
+
+        Raises:
+            NotFoundError: There is no such user in the tenant.
+            TransientError: A concurrent unit held what this one waited for, and the reverse.
+        """
+        return erase_user(db, cls._id(user_id), dry_run=dry_run)
 
     @classmethod
     def _check(

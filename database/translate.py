@@ -49,6 +49,7 @@ _VALUE_RULES = {
     "22P02": "has the wrong form",
     "22P05": "must not contain NUL",
     "54000": "is too large",
+    "54001": "is nested too deeply",
 }
 # pgvector's: a vector of another dimension. It names no column.
 _VALUE_FIELDS = {"22000": "embedding"}

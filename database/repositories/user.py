@@ -12,6 +12,8 @@ from database.models.identity import Identity
 from database.models.user import User
 from database.repositories import user_settings
 from database.repositories.base import Repository
+from database.repositories.erasing import erase_user
+from database.repositories.exporting import export_user
 from database.repositories.identity import IdentityRepository
 from database.repositories.loading import shape_of
 from database.repositories.statements import OPTIONS
@@ -20,7 +22,7 @@ from database.types import check_text, utcnow
 from database.units import one_write, transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Generator, Iterable, Mapping
     from uuid import UUID
 
     from pydantic import BaseModel
@@ -203,6 +205,72 @@ class UserRepository(Repository[User]):
         with one_write(db):
             parameters = {**cls._key(db, user_id), "now": utcnow()}
             return db.scalar(_TOUCH, parameters) is not None
+
+    @classmethod
+    def erase(cls, db: Session, user_id: UUID | str, *, dry_run: bool = False) -> dict[str, int]:
+        """Delete a user with all their rows, and the memories of them in others' conversations.
+
+        Locks the user and their conversations: concurrent calls that add to them wait, and then
+        find nothing to add to.
+
+        Args:
+            db: The session.
+            user_id: Who.
+            dry_run: Whether to count the rows and delete none.
+
+        Returns:
+            How many rows of each table; 0 included.
+
+        Raises:
+            NotFoundError: There is no such user in the tenant.
+            TransientError: A concurrent unit held what this one waited for, and the reverse.
+        """
+        return erase_user(db, cls._id(user_id), dry_run=dry_run)
+
+    @classmethod
+    def export(cls, db: Session, user_id: UUID | str) -> Generator[str, None, None]:
+        """Yield all that a user has as lines of JSON, for `file.writelines` and `import_`.
+
+        Each ends with a newline and holds no other end of a line. First comes a header, then a line
+        a row: the personas and modules referred to, the user, what they own, owners first. Memories
+        of them in others' conversations come last, marked `elsewhere`; memories of others in their
+        conversations are left out, and references to any such row are null.
+
+        Outside a unit it reads one snapshot, through a session of its own that holds one connection
+        until the iterator ends or is closed; inside, what the unit sees. Keys are exported as
+        hashes: treat the file as a secret.
+
+        Raises:
+            NotFoundError: There is no such user in the tenant; raised with the first line.
+        """
+        return export_user(db, tenant_of(db), cls._id(user_id))
+
+    @classmethod
+    def import_(cls, db: Session, lines: Iterable[str]) -> dict[str, int]:
+        """Insert what `export` gave into the session's tenant, all or nothing; ids are kept.
+
+        The rows become the user's, an administrator's rights and keys included: import no file that
+        others may have changed. Rows of the tenant's other users it can neither change nor reach.
+        Personas and modules that are there by id stay as they are. Memories marked `elsewhere` are
+        left out where their conversation is not in the tenant.
+
+        Args:
+            db: The session; it is in a transaction until the lines end.
+            lines: With or without newlines, for example a file.
+
+        Returns:
+            How many rows were written to each table; 0 included.
+
+        Raises:
+            InvalidValueError: A line has the wrong form or comes at the wrong place, or a column
+                breaks its rule.
+            AlreadyExistsError: A row has the id or the key of one in the tenant.
+            InvalidReferenceError: A row refers to one that is neither the user's nor shared.
+        """
+        # Few programs need it, nor what it imports.
+        from database.repositories.importing import import_user
+
+        return import_user(db, lines)
 
     @classmethod
     def _refresh(

@@ -56,7 +56,7 @@ def make_person(db: TenantSession, login: psycopg.Connection) -> Person:
         module = ModuleFactory(db=db, content=TEXT)
         for _ in range(2):
             IdentityFactory(db=db, user_id=user.id, data={"d": TEXT})
-        ApiKeyFactory(db=db, user_id=user.id, expires_at=MICROSECONDS)
+        ApiKeyFactory(db=db, user_id=user.id, expires_at=MICROSECONDS.replace(year=2996))
         for number, content in enumerate(ANY_JSON):
             ContextFactory(db=db, user_id=user.id, context_type=f"type {number}", content=content)
         chats = [

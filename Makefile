@@ -2,7 +2,7 @@
 # Another interpreter: PYTHON=python3.12 make demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types migrations wheel bench clean setup-demo setup-dev setup-bench
+.PHONY: help demo test check lint types migrations wheel bench bench-large clean setup-demo setup-dev setup-bench
 
 PYTHON ?=
 export PYTHON
@@ -37,6 +37,9 @@ wheel: setup-dev ## Build the wheel, install it into an empty environment and us
 
 bench: setup-bench ## Measure
 	$(RUN) -m benchmarks
+
+bench-large: setup-bench ## Measure how searches grow to a million contexts (10 minutes)
+	$(RUN) -m benchmarks.growth 10000 100000 1000000
 
 clean: ## Remove the environment and all build products; keep the data in .database
 	rm -rf .venv .venv.lock build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

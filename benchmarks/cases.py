@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks import works
+from benchmarks import notes, works
 from benchmarks.harness import Contender, Effort, Timings, measure
 
 if TYPE_CHECKING:
@@ -95,6 +95,24 @@ CASES = (
         (
             Claim("8 threads append by a pool", _SHARE_OF_THROUGHPUT),
             Claim("  a session each time", ours="ours, a session each time"),
+        ),
+    ),
+    Case("authenticate", notes.authenticate, (Claim("authenticate by an API key", 2.5),)),
+    Case("store", notes.store, (Claim("store a context", 1.8),)),
+    Case("store-many", notes.store_many, (Claim("store_many of 1,000", 1.2),)),
+    Case(
+        "search-user",
+        notes.search_user,
+        (Claim("search 1 of 1,000 users, rare word", 2.0),),
+    ),
+    Case(
+        "search-tenant",
+        notes.search_tenant,
+        (
+            Claim("search 100,000 contexts, rare word", 0.01, base="raw, ILIKE"),
+            Claim("  against the owner's SQL"),
+            Claim("  substring", None, "ours, substring", "raw, ILIKE"),
+            Claim("  a word in every fifth", None, "ours, a common word", "raw, ILIKE"),
         ),
     ),
     Case("import", works.importing, (Claim("import database", 1.15),), fewest=15),

@@ -52,10 +52,13 @@ VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"""
 class Raw:
     """A connection in driver autocommit, with transactions written out."""
 
-    def __init__(self, connection: psycopg.Connection, tenant: str) -> None:
+    def __init__(
+        self, connection: psycopg.Connection, tenant: str, *, role: str = "database_app"
+    ) -> None:
         self.connection = connection
         self.tenant = tenant
-        enter = f"SET LOCAL ROLE database_app; SET LOCAL app.tenant_id = '{tenant}'"
+        # In the login role, which owns the tables, there is no row-level security.
+        enter = f"SET LOCAL ROLE {role or 'NONE'}; SET LOCAL app.tenant_id = '{tenant}'"
         # One message of the simple protocol; never prepared, for it is several statements.
         self._begin = f"BEGIN; {enter}"
         self._steps = ["BEGIN", *enter.split("; ")]
@@ -76,6 +79,13 @@ class Raw:
             cursor = self.connection.execute(statement, parameters)
             self.connection.execute("COMMIT")
         return cursor.fetchall()
+
+    def execute_many(self, statement: str, rows: Sequence[Any]) -> None:
+        """Run a statement for many rows, which psycopg pipelines, in one transaction."""
+        cursor = self.connection.cursor()
+        cursor.execute(self._begin, prepare=False)
+        cursor.executemany(statement, rows)
+        self.connection.commit()
 
     def append(self, conversation: UUID, message: dict[str, Any]) -> list[Row]:
         return self.fetch(_APPEND, self._appended(conversation, message))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -26,8 +26,9 @@ from database import (
     UserRepository,
     embedded,
 )
+from database.embedded import EmbeddedServer
 
-__all__ = ["EMAIL", "TENANT", "THREADS", "Site", "messages", "plain", "sites"]
+__all__ = ["EMAIL", "TENANT", "THREADS", "Site", "messages", "plain", "serving", "sites"]
 
 TENANT = "bench"
 EMAIL = "ada@example.com"
@@ -54,6 +55,7 @@ class Site:
     """Conversations that the library appends to; as many are for the others."""
     theirs: list[UUID]
     _open: list[psycopg.Connection] = field(default_factory=list, init=False)
+    _filled: dict[str, UUID] = field(default_factory=dict, init=False)
 
     def use(self) -> None:
         """Make this the library's database, in this process."""
@@ -62,9 +64,15 @@ class Site:
     def session(self) -> TenantSession:
         return SessionLocal()
 
-    def raw(self) -> Raw:
+    def raw(self, tenant: str = TENANT, *, role: str = "database_app") -> Raw:
         self._open.append(psycopg.connect(plain(self.url), autocommit=True))
-        return Raw(self._open[-1], TENANT)
+        return Raw(self._open[-1], tenant, role=role)
+
+    def filled(self, name: str, fill: Callable[[], UUID]) -> UUID:
+        """Fill what only some of the works need, the first time that one of them does."""
+        if name not in self._filled:
+            self._filled[name] = fill()
+        return self._filled[name]
 
     def close(self) -> None:
         database.close_db()
@@ -95,8 +103,8 @@ def plain(url: str) -> str:
 
 
 @contextmanager
-def sites() -> Iterator[tuple[Site, Site, str]]:
-    """Yield two equal sites, synchronous_commit off and on, and the URL of an empty database."""
+def serving() -> Iterator[tuple[EmbeddedServer, psycopg.Connection]]:
+    """Yield an own server, which does nothing in the background, and a connection to it."""
     folder = Path(tempfile.gettempdir()) / f"database-bench-{os.getpid()}"
     server = embedded.start(folder)
     try:
@@ -109,19 +117,26 @@ def sites() -> Iterator[tuple[Site, Site, str]]:
             ):
                 admin.execute(f"ALTER SYSTEM SET {setting}")
             admin.execute("SELECT pg_reload_conf()")
-            admin.execute("CREATE DATABASE fast")
-            fast = _filled(server.url("fast"))
-            admin.execute("CREATE DATABASE safe TEMPLATE fast")
-            admin.execute("CREATE DATABASE peers")
-            admin.execute("ALTER DATABASE fast SET synchronous_commit = off")
-            admin.execute("ALTER DATABASE peers SET synchronous_commit = off")
+            yield server, admin
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def sites() -> Iterator[tuple[Site, Site, str]]:
+    """Yield two equal sites, synchronous_commit off and on, and the URL of an empty database."""
+    with serving() as (server, admin):
+        admin.execute("CREATE DATABASE fast")
+        fast = _filled(server.url("fast"))
+        admin.execute("CREATE DATABASE safe TEMPLATE fast")
+        admin.execute("CREATE DATABASE peers")
+        admin.execute("ALTER DATABASE fast SET synchronous_commit = off")
+        admin.execute("ALTER DATABASE peers SET synchronous_commit = off")
         safe = Site(server.url("safe"), fast.user, fast.history, fast.text, fast.ours, fast.theirs)
         yield fast, safe, server.url("peers")
         fast.close()
         safe.close()
-    finally:
-        server.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _filled(url: str) -> Site:

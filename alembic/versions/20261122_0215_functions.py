@@ -74,17 +74,18 @@ BRANCH = """
         RETURN QUERY
         WITH hits AS MATERIALIZED (
             SELECT t.id FROM {table} t WHERE t.tenant_id = p_tenant AND {words} @@ v_query {filters}
+        ), newest AS MATERIALIZED (
+            SELECT hits.id FROM hits ORDER BY hits.id DESC LIMIT p_ranked
         ), ranked AS (
             SELECT t.id, ts_rank({words}, v_query) AS rank
-            FROM (SELECT hits.id FROM hits ORDER BY hits.id DESC LIMIT p_ranked) newest
-            JOIN {table} t ON t.tenant_id = p_tenant AND t.id = newest.id
-        ), ordered AS (
-            SELECT hits.id, coalesce(ranked.rank, 0) AS rank
-            FROM hits LEFT JOIN ranked ON ranked.id = hits.id
+            FROM newest JOIN {table} t ON t.tenant_id = p_tenant AND t.id = newest.id
+            UNION ALL
+            SELECT hits.id, 0 FROM hits
+            WHERE hits.id < (SELECT newest.id FROM newest ORDER BY newest.id LIMIT 1)
         )
-        SELECT ordered.id, ordered.rank FROM ordered
-        WHERE p_after_id IS NULL OR (ordered.rank, ordered.id) < (p_after_rank, p_after_id)
-        ORDER BY ordered.rank DESC, ordered.id DESC LIMIT p_limit;
+        SELECT ranked.id, ranked.rank FROM ranked
+        WHERE p_after_id IS NULL OR (ranked.rank, ranked.id) < (p_after_rank, p_after_id)
+        ORDER BY ranked.rank DESC, ranked.id DESC LIMIT p_limit;
 """
 DATES = """
     AND (p_since IS NULL OR t.{date} >= p_since) AND (p_until IS NULL OR t.{date} < p_until)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import psycopg
@@ -26,7 +26,9 @@ from database import (
     UserRepository,
     embedded,
 )
-from database.embedded import EmbeddedServer
+
+if TYPE_CHECKING:
+    from database.embedded import EmbeddedServer
 
 __all__ = ["EMAIL", "TENANT", "THREADS", "Site", "messages", "plain", "serving", "sites"]
 

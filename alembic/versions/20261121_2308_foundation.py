@@ -299,6 +299,7 @@ CREATE TABLE conversations (
     last_message text,
     message_count integer NOT NULL DEFAULT 0,
     last_position bigint NOT NULL DEFAULT 0,
+    last_sequence bigint NOT NULL DEFAULT 0,
     head_id uuid,
     version integer NOT NULL DEFAULT 1,
     provider_type varchar(64),
@@ -474,6 +475,13 @@ CREATE INDEX ix_conversation_memory_first_message_id
 CREATE INDEX ix_conversation_memory_persona_id
     ON conversation_memory (tenant_id, persona_id)
     WHERE persona_id IS NOT NULL;
+
+CREATE INDEX ix_conversation_memory_text
+    ON conversation_memory USING gin (
+        tenant_id,
+        to_tsvector('simple'::regconfig, regexp_replace(
+            "left"(content, 100000), '({unspaced})', ' \1 ', 'g'))
+    );
 
 CREATE INDEX ix_conversation_memory_user_id
     ON conversation_memory (tenant_id, user_id);

@@ -108,11 +108,81 @@ MESSAGE_FILTERS = """
     AND (p_extra_data IS NULL OR t.extra_data @@ p_extra_data)
 """ + DATES.format(date="created_at")
 
+# The nearest embeddings, and the texts that fit best. A few memories are scanned exactly: an index
+# that filters afterwards passes over most of them. So are all, when the index has found too few.
+RECALL = """
+CREATE FUNCTION recall_memories(
+    p_tenant text, p_user uuid, p_conversation uuid, p_persona uuid, p_type text,
+    p_embedding {kind}, p_words text, p_regex text, p_candidates integer, p_few integer
+) RETURNS TABLE (id uuid, distance double precision, rank real)
+LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 100 AS $function$
+#variable_conflict use_column
+DECLARE
+    v_query tsquery := websearch_to_tsquery('simple', p_words);
+    v_ids uuid[];
+    v_distances double precision[];
+    v_few boolean;
+BEGIN
+    IF p_tenant IS DISTINCT FROM current_setting('app.tenant_id', true) THEN
+        RETURN;
+    END IF;
+    IF p_embedding IS NOT NULL THEN
+        v_few := (SELECT count(*) <= p_few FROM (
+            SELECT FROM conversation_memory t
+            WHERE t.tenant_id = p_tenant {filters} LIMIT p_few + 1) some);
+        IF NOT v_few THEN
+            SELECT array_agg(near.id), array_agg(near.distance) INTO v_ids, v_distances
+            FROM (
+                SELECT t.id, t.embedding <=> p_embedding AS distance FROM conversation_memory t
+                WHERE t.tenant_id = p_tenant {filters}
+                ORDER BY t.embedding <=> p_embedding LIMIT p_candidates
+            ) near WHERE near.distance IS NOT NULL;
+        END IF;
+        IF v_few OR coalesce(cardinality(v_ids), 0) < p_candidates THEN
+            WITH every AS MATERIALIZED (
+                SELECT t.id, t.embedding <=> p_embedding AS distance FROM conversation_memory t
+                WHERE t.tenant_id = p_tenant AND t.embedding IS NOT NULL {filters}
+            )
+            SELECT array_agg(near.id), array_agg(near.distance) INTO v_ids, v_distances
+            FROM (SELECT * FROM every ORDER BY every.distance, every.id LIMIT p_candidates) near;
+        END IF;
+    END IF;
+    IF p_words IS NULL AND p_regex IS NULL THEN
+        RETURN QUERY SELECT near.id, near.distance, NULL::real
+        FROM unnest(v_ids, v_distances) near (id, distance);
+        RETURN;
+    END IF;
+    RETURN QUERY
+    WITH hits AS MATERIALIZED (
+        SELECT t.id, coalesce(ts_rank({words}, v_query), 0) AS rank FROM conversation_memory t
+        WHERE t.tenant_id = p_tenant
+        AND (p_words IS NULL OR {words} @@ v_query)
+        AND (p_regex IS NULL OR t.content ~* p_regex) {filters}
+    ), best AS (
+        SELECT hits.id, hits.rank FROM hits ORDER BY hits.rank DESC, hits.id DESC
+        LIMIT p_candidates
+    )
+    SELECT coalesce(best.id, near.id), near.distance, best.rank
+    FROM best FULL JOIN unnest(v_ids, v_distances) near (id, distance) ON near.id = best.id;
+END $function$
+"""
+MEMORY_FILTERS = """
+            AND (p_user IS NULL OR t.user_id = p_user)
+            AND (p_conversation IS NULL OR t.conversation_id = p_conversation)
+            AND (p_persona IS NULL OR t.persona_id = p_persona)
+            AND (p_type IS NULL OR t.memory_type = p_type)
+"""
+# As in the foundation: pgvector indexes `vector` up to 2,000 dimensions, `halfvec` up to 4,000.
+INDEXED_AS_VECTOR = 2000
+
 FILTERS = "timestamptz, timestamptz, text, text, integer, real, uuid, integer"
 SIGNATURES = (
     "merge_patch(jsonb, jsonb)",
     f"search_contexts(text, uuid, text, jsonpath, jsonpath, {FILTERS})",
     f"search_messages(text, uuid, uuid, text, jsonpath, {FILTERS})",
+)
+RECALL_SIGNATURE = (
+    "recall_memories(text, uuid, uuid, uuid, text, {kind}, text, text, integer, integer)"
 )
 
 # Whatever the caller's search_path is; pg_temp last, or a temporary table could stand for ours.
@@ -160,12 +230,28 @@ def search_messages() -> str:
     )
 
 
+def signatures() -> tuple[str, ...]:
+    return (*SIGNATURES, RECALL_SIGNATURE.format(kind=vector_type()))
+
+
+def vector_type() -> str:
+    dimensions = context.config.attributes["embedding_dimensions"]
+    return "vector" if dimensions <= INDEXED_AS_VECTOR else "halfvec"
+
+
+def recall_memories() -> str:
+    return RECALL.format(
+        kind=vector_type(), words=words("t.content", f"({UNSPACED})"), filters=MEMORY_FILTERS
+    )
+
+
 def upgrade() -> None:
     role = context.config.attributes["app_role"]
     op.execute(MERGE_PATCH)
     op.execute(search_contexts())
     op.execute(search_messages())
-    for signature in SIGNATURES:
+    op.execute(recall_memories())
+    for signature in signatures():
         op.execute(FIX_SEARCH_PATH.format(signature=signature))
         op.execute(f"REVOKE ALL ON FUNCTION {signature} FROM PUBLIC")
         if role:
@@ -173,5 +259,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for signature in reversed(SIGNATURES):
+    for signature in reversed(signatures()):
         op.execute(f"DROP FUNCTION {signature}")

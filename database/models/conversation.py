@@ -27,7 +27,8 @@ __all__ = ["Conversation"]
 class Conversation(TenantModel):
     """A conversation; `thread_id` is the application's own name for it, by default its id.
 
-    `message_count`, `last_position`, `last_message` and `updated_at` follow its messages.
+    `message_count`, `last_position`, `last_message` and `updated_at` follow its messages,
+    `last_sequence` its memories.
     `head_id` is the message that the next one follows; None stands for the newest.
     """
 
@@ -54,6 +55,7 @@ class Conversation(TenantModel):
     last_message: Mapped[str | None] = mapped_column(default=None, repr=False)
     message_count: Mapped[int] = mapped_column(default=0, server_default=text("0"))
     last_position: Mapped[BigInt] = mapped_column(default=0, server_default=text("0"))
+    last_sequence: Mapped[BigInt] = mapped_column(default=0, server_default=text("0"), repr=False)
     head_id: Mapped[UUID | None] = mapped_column(default=None)
     version: Mapped[int] = mapped_column(
         default=1, server_default=text("1"), onupdate=text("version + 1")

@@ -10,6 +10,7 @@ from sqlalchemy import CheckConstraint, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from database.models.base import BigInt, Str64, TenantModel, owned_by, refers_to, rule
+from database.models.searchable import words_of_text
 from database.types import Vector, utcnow
 
 __all__ = ["Memory"]
@@ -42,6 +43,12 @@ class Memory(TenantModel):
             "embedding",
             postgresql_using="hnsw",
             postgresql_ops={"embedding": "vector_cosine_ops"},
+        ),
+        Index(
+            "ix_conversation_memory_text",
+            "tenant_id",
+            text(words_of_text("content")),
+            postgresql_using="gin",
         ),
         CheckConstraint("importance >= 0 AND importance <= 1", name="importance"),
         CheckConstraint("sequence > 0", name="sequence"),

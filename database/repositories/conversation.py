@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["ConversationRepository"]
 
 # Appends count on these: a position given twice would refuse every later message.
-_MANAGED = ("last_position", "message_count", "version")
+_MANAGED = ("last_position", "last_sequence", "message_count", "version")
 
 _USER = (
     select(User.id)

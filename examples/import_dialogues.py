@@ -1,6 +1,6 @@
 """Import the Schema-Guided Dialogue data set: a batch job that may be killed, and run again.
 
-    python examples/import_dialogues.py PATH... [--tenant T] [--dry-run] [--batch N]
+    python examples/import_dialogues.py PATH... [--tenant T] [--contexts] [--dry-run] [--batch N]
 
 A PATH is a file with a list of dialogues, a `schema.json`, or a folder of these. DATABASE_URL says
 where the data goes; without it, into the embedded server.
@@ -10,6 +10,8 @@ where the data goes; without it, into the embedded server.
     service call     Message of the tool, in front of the utterance that tells its results
     service          Module, by its name in lower case
     state of a user  State of the conversation and the service's module; the newest one stays
+    service results  with --contexts: Context of the user ("sgd", "import"), for search; its type
+                     "service_result", its source "sgd:<dialogue_id>:<turn>:<frame>"
 
 - A batch of dialogues is one transaction: whenever the job dies, a dialogue is there with all of
   its rows or not at all, and the next run goes on. Several jobs may import the same at once.
@@ -17,6 +19,8 @@ where the data goes; without it, into the embedded server.
   imported. A turn goes in as a whole or not at all. Turns and elements are numbered from 0.
 - A dialogue that is there with other content (a turn was malformed then, and is not now) is told
   too, and stays as it is. Delete the conversation to import it anew.
+- Contexts are stored in the place of those with their source, and those of dialogues that are there
+  with the same content as well: --contexts may come with a later run. No results, no context.
 - Files are streamed: memory does not grow with them. A dialogue of more than 1 MB is left out.
 - A dry run checks all input, and does not ask the database.
 
@@ -34,7 +38,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -53,6 +57,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from database import (
     AlreadyExistsError,
+    ContextRepository,
     Conversation,
     ConversationRepository,
     DatabaseError,
@@ -62,6 +67,8 @@ from database import (
     ModuleRepository,
     NotFoundError,
     StateRepository,
+    Stored,
+    UserRepository,
     bind_tenant,
     init_db,
     run_in_transaction,
@@ -71,7 +78,8 @@ T = TypeVar("T")
 Fields = dict[str, Any]
 
 SCHEMA = "schema.json"
-TABLES = ("modules", "conversations", "messages", "conversation_states")
+IDENTITY = ("sgd", "import")  # of the user who has the contexts
+TABLES = ("modules", "conversations", "messages", "conversation_states", "contexts")
 CHUNK_BYTES = 2**16
 MAX_ELEMENT_BYTES = 2**20
 MAX_BATCH = 1000
@@ -216,20 +224,21 @@ class Dialogue:
     messages: list[Fields] = field(default_factory=list)
     states: dict[str, Fields] = field(default_factory=dict)  # by service, the newest
     services: dict[str, None] = field(default_factory=dict)  # in order, each once
+    contexts: list[Fields] = field(default_factory=list)
 
     @property
     def thread_id(self) -> str:
         """Its name in the tenant, apart from those that other applications give."""
         return f"sgd:{self.id}"
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """What tells its content from any other."""
         content = json.dumps([self.messages, self.states], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     def add(self, number: int, turn: Turn) -> None:
-        """Add a turn's messages, and its states in the place of older ones."""
+        """Add a turn's messages and contexts, and its states in the place of older ones."""
         key = f"turn-{number}"
         for index, frame in enumerate(turn.frames):
             self.services[frame.service] = None
@@ -237,6 +246,15 @@ class Dialogue:
                 self.states[frame.service] = frame.state
             if frame.service_call is not None:
                 self.messages.append(tool_message(frame, frame.service_call, f"{key}-call-{index}"))
+                if frame.service_results:
+                    self.contexts.append(
+                        {
+                            "context_type": "service_result",
+                            "source_identifier": f"{self.thread_id}:{number}:{index}",
+                            "content": called(frame, frame.service_call),
+                            "metadata": {"dialogue_id": self.id, "turn": number},
+                        }
+                    )
         role = "user" if turn.speaker == "USER" else "assistant"
         self.messages.append({"role": role, "content": turn.utterance, "idempotency_key": key})
 
@@ -248,13 +266,13 @@ def tool_message(frame: Frame, call: Call, key: str) -> Fields:
         "content": orjson.dumps(frame.service_results).decode(),
         "tool_call_id": key,
         "idempotency_key": key,
-        "extra_data": {
-            "service": frame.service,
-            "method": call.method,
-            "parameters": call.parameters,
-            "results": frame.service_results,
-        },
+        "extra_data": {**called(frame, call), "parameters": call.parameters},
     }
+
+
+def called(frame: Frame, call: Call) -> Fields:
+    """Return what was called, and its results."""
+    return {"service": frame.service, "method": call.method, "results": frame.service_results}
 
 
 def module(service: Service) -> Fields:
@@ -268,7 +286,7 @@ def module(service: Service) -> Fields:
     }
 
 
-# --- Writing: each of these is one transaction, run by `Job.unit` ---
+# --- Writing: each `write_...` is one transaction, run by `Job.unit` ---
 
 
 def write_modules(modules: Sequence[Fields], db: Session) -> tuple[dict[str, UUID], int]:
@@ -286,8 +304,8 @@ def write_modules(modules: Sequence[Fields], db: Session) -> tuple[dict[str, UUI
 
 def write_dialogues(
     dialogues: Sequence[Dialogue], modules: dict[str, UUID], db: Session
-) -> dict[str, str]:
-    """Write the dialogues that are missing; return the digests of the others, by thread."""
+) -> tuple[dict[str, str], Stored]:
+    """Write what is missing; return the digests of the others by thread, and of the contexts."""
     # A session's own queries see only its tenant, as the repositories' do.
     query = select(Conversation.thread_id, Conversation.metadata_).where(
         Conversation.thread_id.in_([dialogue.thread_id for dialogue in dialogues])
@@ -318,7 +336,18 @@ def write_dialogues(
             for service, state in dialogue.states.items()
         ]
     StateRepository.create_many(db, states)
-    return there
+    same = [item for item in dialogues if there.get(item.thread_id) in (None, item.digest)]
+    return there, store_contexts([context for item in same for context in item.contexts], db)
+
+
+def store_contexts(contexts: Sequence[Fields], db: Session) -> Stored:
+    """Store contexts of the job's user, who is made with the first ones."""
+    if not contexts:
+        return Stored(0, 0)
+    user = UserRepository.get_by_identity(db, *IDENTITY)
+    # Not each time: it notes the user's activity too, for which jobs would wait for each other.
+    user = user or UserRepository.get_or_create_by_identity(db, *IDENTITY)
+    return ContextRepository.store_many(db, user.id, contexts)
 
 
 # --- The job ---
@@ -327,9 +356,12 @@ def write_dialogues(
 class Job:
     """One run: reads files, writes in batches, counts, and tells what is wrong."""
 
-    def __init__(self, tenant: str | None, batch: int, *, dry_run: bool) -> None:
+    def __init__(
+        self, tenant: str | None, batch: int, *, dry_run: bool, contexts: bool = False
+    ) -> None:
         self.tenant = tenant
         self.batch = batch
+        self.contexts = contexts
         self.dry_run = dry_run
         self.dialogues: dict[str, Dialogue] = {}  # waiting to be written, as are
         self.modules: dict[str, Fields] = {}
@@ -385,6 +417,8 @@ class Job:
                 dialogue.add(number, Turn.model_validate(turn))
             except ValueError as error:
                 self.tell(path, f"dialogue {dialogue.id}", f"turn {number}", reason(error))
+        if not self.contexts:
+            dialogue.contexts.clear()
         if dialogue.thread_id in self.dialogues:
             self.flush()
         if dialogue.messages or not given.turns:
@@ -416,9 +450,10 @@ class Job:
     def save(self, dialogues: Sequence[Dialogue]) -> None:
         """Write dialogues; one that the database refuses does not keep the others out."""
         there: dict[str, str] = {}
+        stored = Stored(sum(len(dialogue.contexts) for dialogue in dialogues), 0)
         try:
             if not self.dry_run:
-                there = self.unit(partial(write_dialogues, dialogues, self.ids))
+                there, stored = self.unit(partial(write_dialogues, dialogues, self.ids))
         except (AlreadyExistsError, InvalidValueError, NotFoundError) as error:
             if len(dialogues) == 1:
                 self.tell(dialogues[0].file, f"dialogue {dialogues[0].id}", error)
@@ -426,6 +461,8 @@ class Job:
                 for dialogue in dialogues:
                     self.save([dialogue])
             return
+        self.written["contexts"] += stored.inserted
+        self.there["contexts"] += stored.updated
         for dialogue in dialogues:
             digest = there.get(dialogue.thread_id)
             if digest not in (None, dialogue.digest):
@@ -489,6 +526,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Import Schema-Guided Dialogue data.")
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH")
     parser.add_argument("--tenant", type=tenant, help="default: DATABASE_TENANT_ID")
+    parser.add_argument("--contexts", action="store_true", help="store service results for search")
     parser.add_argument("--dry-run", action="store_true", help="check the input, write nothing")
     parser.add_argument("--batch", type=int, default=25, help="dialogues per transaction")
     options = parser.parse_args()
@@ -499,7 +537,7 @@ def main() -> int:
             parser.error(f"nothing to import: {path}")
     files = list(dict.fromkeys(file for path in options.paths for file in files_of(path)))
 
-    job = Job(options.tenant, options.batch, dry_run=options.dry_run)
+    job = Job(options.tenant, options.batch, dry_run=options.dry_run, contexts=options.contexts)
     started = time.monotonic()
     try:
         if not options.dry_run:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -58,7 +58,9 @@ def in_database(url: str, name: str) -> str:
 def template(server: str, testrun_uid: str) -> Iterator[str]:
     """The name of a migrated database; the first worker makes it for all."""
     name = f"template_{testrun_uid[:12]}"
-    with admin(server) as connection:
+    users = int(testrun_uid[:12], 16)
+    with admin(server) as user, admin(server) as connection:
+        user.execute("SELECT pg_advisory_lock_shared(%s)", [users])
         connection.execute("SELECT pg_advisory_lock(1)")
         exists = connection.execute(
             "SELECT 1 FROM pg_database WHERE datname = %s", [name]
@@ -67,10 +69,12 @@ def template(server: str, testrun_uid: str) -> Iterator[str]:
             connection.execute(f'CREATE DATABASE "{name}"')
             upgrade(settings=settings_for(in_database(server, name)))
         connection.execute("SELECT pg_advisory_unlock(1)")
-    yield name
-    # Another worker may copy it at this moment, and drops it later.
-    with admin(server) as connection, suppress(psycopg.errors.ObjectInUse):
-        connection.execute(f'DROP DATABASE IF EXISTS "{name}"')
+        yield name
+        user.execute("SELECT pg_advisory_unlock_shared(%s)", [users])
+        # The last worker drops it: others may need it yet.
+        last = user.execute("SELECT pg_try_advisory_lock(%s)", [users]).fetchone()
+        if last == (True,):
+            connection.execute(f'DROP DATABASE IF EXISTS "{name}"')
 
 
 @contextmanager

@@ -24,6 +24,8 @@ from sqlalchemy import select
 
 import database
 from database import (
+    Context,
+    ContextRepository,
     Conversation,
     ConversationRepository,
     Message,
@@ -34,6 +36,7 @@ from database import (
     State,
     StateRepository,
     TenantSession,
+    UserRepository,
     transaction,
 )
 from examples import import_dialogues
@@ -47,6 +50,7 @@ TABLES: dict[str, type[Repository[Any]]] = {
     "conversations": ConversationRepository,
     "messages": MessageRepository,
     "conversation_states": StateRepository,
+    "contexts": ContextRepository,
 }
 MEGABYTE = 2**20
 
@@ -160,6 +164,36 @@ def contents(dialogues: Sequence[Json]) -> dict[str, Content]:
     return {f"sgd:{dialogue['dialogue_id']}": content(dialogue) for dialogue in dialogues}
 
 
+def stored_contexts(db: TenantSession) -> dict[str, Json]:
+    """All contexts of the tenant, by source: content and metadata."""
+    user = UserRepository.get_by_identity(db, "sgd", "import")
+    found = {}
+    for context in db.scalars(select(Context)):
+        assert user
+        assert (context.user_id, context.context_type) == (user.id, "service_result")
+        assert context.source_identifier
+        found[context.source_identifier] = (context.content, context.metadata_)
+    return found
+
+
+def service_results(dialogues: Sequence[Json]) -> dict[str, Json]:
+    """The contexts that sound dialogues must have."""
+    return {
+        f"sgd:{dialogue['dialogue_id']}:{number}:{index}": (
+            {
+                "service": frame["service"].lower(),
+                "method": frame["service_call"]["method"],
+                "results": frame["service_results"],
+            },
+            {"dialogue_id": dialogue["dialogue_id"], "turn": number},
+        )
+        for dialogue in dialogues
+        for number, turn in enumerate(dialogue["turns"])
+        for index, frame in enumerate(turn["frames"])
+        if frame.get("service_results")
+    }
+
+
 def made_up(count: int, prefix: str = "made") -> list[Json]:
     """Dialogues of eight turns, with a call and its results, between two services."""
     return [dialogue(f"{prefix}_{number:05}", number) for number in range(count)]
@@ -193,13 +227,16 @@ def write(path: Path, value: Json) -> Path:
     return path
 
 
-def expected_counts(dialogues: Sequence[Json], modules: int) -> dict[str, int]:
+def expected_counts(
+    dialogues: Sequence[Json], modules: int, *, contexts: bool = False
+) -> dict[str, int]:
     made = contents(dialogues).values()
     return {
         "modules": modules,
         "conversations": len(dialogues),
         "messages": sum(len(messages) for messages, _ in made),
         "conversation_states": sum(len(states) for _, states in made),
+        "contexts": len(service_results(dialogues)) if contexts else 0,
     }
 
 
@@ -230,6 +267,7 @@ def test_real_data_are_imported_once_and_whole(
         "conversations": len(dialogues),
         "messages": turns + calls,
         "conversation_states": sum(len(content(d)[1]) for d in dialogues),
+        "contexts": 0,
     }
     assert counts(db) == expected
     assert stored(db) == contents(dialogues)
@@ -286,6 +324,63 @@ def test_a_real_dialogue_reads_as_it_was_spoken(
     assert ModuleRepository.require(db, state.module_id or "").name == "restaurants_2"
 
 
+def test_real_results_are_found_by_search(
+    sgd: Path, db: TenantSession, tenant: str, worker_url: str, tmp_path: Path
+) -> None:
+    dialogues = real_dialogues(sgd)
+    expected = service_results(dialogues)
+    assert len(expected) == 816
+    # A part was imported without contexts.
+    first = run(worker_url, tmp_path, sgd / "dialogues_001.json", "--tenant", tenant)
+    assert first.returncode == 0
+    assert stored_contexts(db) == {}
+    messages = {row.id: row.to_dict() for row in db.scalars(select(Message))}
+    assert messages
+    db.rollback()
+    before: dict[Any, Any] = {}
+    for report in ((len(expected), 0), (0, len(expected))):
+        done = run(worker_url, tmp_path, sgd, "--tenant", tenant, "--contexts")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert reported(done.stdout)["contexts"] == report
+        db.expire_all()
+        assert stored_contexts(db) == expected
+        assert stored(db) == contents(dialogues)
+        ids = {row.id: row.created_at for row in db.scalars(select(Context))}
+        assert not before or ids == before
+        before = ids
+        now = {row.id: row.to_dict() for row in db.scalars(select(Message))}
+        assert {id_: now[id_] for id_ in messages} == messages
+        db.rollback()
+
+    user = UserRepository.get_by_identity(db, "sgd", "import")
+    assert user
+    # A restaurant, a street, one with many places, and who plays at events.
+    for name in ("Ludwig's German Table", "Santana Row", "Telegraph Avenue", "Buddy Guy"):
+        holding = {
+            source
+            for source, (content, _) in expected.items()
+            if name in json.dumps(content["results"], ensure_ascii=False)
+        }
+        assert holding
+        found = ContextRepository.search(
+            db, user.id, f'"{name}"', highlight=("<b>", "</b>"), limit=1000
+        )
+        assert {context.source_identifier for context in found.items} == holding
+        for snippet in found.snippets:
+            assert f"<b>{name}</b>" in snippet
+        substring = ContextRepository.search(db, None, name[2:], mode="substring", limit=1000)
+        assert {context.source_identifier for context in substring.items} >= holding
+    (sino,) = ContextRepository.search(
+        db, user.id, "sino", where={"service": "restaurants_2"}, context_type="service_result"
+    ).items
+    assert sino.content["method"] == "ReserveRestaurant"
+    assert sino.metadata_ == {"dialogue_id": "1_00000", "turn": 5}
+    with database.SessionLocal(tenant_id=f"{tenant}-other") as other:
+        for user_id in (None, user.id):
+            for mode in ("text", "substring"):
+                assert not ContextRepository.search(other, user_id, "Santana", mode=mode).items
+
+
 # --- Killed, and at once ---
 
 
@@ -317,7 +412,7 @@ def test_killed_anywhere_it_loses_and_doubles_nothing(
     before = 0
     for _ in range(3):
         with subprocess.Popen(
-            command(folder, "--tenant", tenant, "--batch", 5),
+            command(folder, "--tenant", tenant, "--batch", 5, "--contexts"),
             cwd=tmp_path,
             env=environment(worker_url, DATABASE_APPLICATION_NAME=tenant),
             stdout=subprocess.DEVNULL,
@@ -330,17 +425,20 @@ def test_killed_anywhere_it_loses_and_doubles_nothing(
         there = stored(db)
         # Each dialogue with all that it has, or not at all.
         assert there == {thread: expected[thread] for thread in there}
+        written = [d for d in dialogues if f"sgd:{d['dialogue_id']}" in there]
+        assert stored_contexts(db) == service_results(written)
         assert before < len(there)
         before = len(there)
         db.rollback()
     assert before < len(dialogues), "killed too late to show anything"
 
-    done = run(worker_url, tmp_path, folder, "--tenant", tenant)
+    done = run(worker_url, tmp_path, folder, "--tenant", tenant, "--contexts")
 
     assert (done.returncode, done.stderr) == (0, "")
     assert reported(done.stdout)["conversations"] == (len(dialogues) - before, before)
     assert stored(db) == expected
-    assert counts(db) == expected_counts(dialogues, modules=3)
+    assert stored_contexts(db) == service_results(dialogues)
+    assert counts(db) == expected_counts(dialogues, modules=3, contexts=True)
 
 
 def test_two_at_once_make_one_import(
@@ -350,7 +448,7 @@ def test_two_at_once_make_one_import(
     files = sorted(folder.glob("*.json"))
     jobs = [
         subprocess.Popen(
-            command(*order, "--tenant", tenant, "--batch", batch),
+            command(*order, "--tenant", tenant, "--batch", batch, "--contexts"),
             cwd=tmp_path,
             env=environment(worker_url),
             stdout=subprocess.PIPE,
@@ -367,7 +465,8 @@ def test_two_at_once_make_one_import(
         (0, ""),
     ]
     assert stored(db) == contents(dialogues)
-    expected = expected_counts(dialogues, modules=3)
+    assert stored_contexts(db) == service_results(dialogues)
+    expected = expected_counts(dialogues, modules=3, contexts=True)
     assert counts(db) == expected
     reports = [reported(output) for output, _ in outputs]
     for name, number in expected.items():
@@ -389,7 +488,7 @@ def test_what_another_job_writes_at_this_moment_is_there_already(
     if known_modules:
         with transaction(db):
             import_dialogues.write_modules(modules, db)
-    job = import_dialogues.Job(tenant, 10, dry_run=False)
+    job = import_dialogues.Job(tenant, 10, dry_run=False, contexts=True)
     with ThreadPoolExecutor() as pool:
         with transaction(db):
             ids, _ = import_dialogues.write_modules(modules, db)
@@ -403,7 +502,7 @@ def test_what_another_job_writes_at_this_moment_is_there_already(
         running.result(timeout=30)
 
     assert stored(db) == contents([dialogue("same")])
-    assert (job.problems, job.written.total(), job.there.total()) == (0, 0, 2 + 1 + 10 + 2)
+    assert (job.problems, job.written.total(), job.there.total()) == (0, 0, 2 + 1 + 10 + 2 + 2)
 
 
 # --- Options ---
@@ -411,20 +510,23 @@ def test_what_another_job_writes_at_this_moment_is_there_already(
 
 def test_a_dry_run_needs_no_database(tmp_path: Path) -> None:
     path = write(tmp_path / "some.json", [*made_up(3), {"dialogue_id": "4"}])
-    done = run("postgresql://nobody@127.0.0.1:1/nowhere", tmp_path, path, "--dry-run")
-    assert done.returncode == 1
-    assert done.stderr == f"{path}: element 3: turns: Field required\n"
-    report = reported(done.stdout)
-    assert {name: report[name][0] for name in TABLES} == expected_counts(made_up(3), modules=2)
+    nowhere = "postgresql://nobody@127.0.0.1:1/nowhere"
+    for options in ([], ["--contexts"]):
+        done = run(nowhere, tmp_path, path, "--dry-run", *options)
+        assert done.returncode == 1
+        assert done.stderr == f"{path}: element 3: turns: Field required\n"
+        report = reported(done.stdout)
+        expected = expected_counts(made_up(3), modules=2, contexts=bool(options))
+        assert {name: report[name][0] for name in TABLES} == expected
 
 
 def test_a_dry_run_writes_nothing(
     db: TenantSession, tenant: str, worker_url: str, tmp_path: Path
 ) -> None:
     path = write(tmp_path / "some.json", made_up(3))
-    done = run(worker_url, tmp_path, path, "--dry-run", "--tenant", tenant)
+    done = run(worker_url, tmp_path, path, "--dry-run", "--contexts", "--tenant", tenant)
     assert (done.returncode, done.stderr) == (0, "")
-    assert set(counts(db).values()) == {0}
+    assert set(counts(db).values()) == {UserRepository.count(db)} == {0}
 
 
 def test_tenants_stay_apart(fresh_url: str, tmp_path: Path) -> None:
@@ -516,8 +618,10 @@ Import = Callable[..., tuple[import_dialogues.Job, list[str]]]
 def import_(tenant: str, capsys: pytest.CaptureFixture[str]) -> Import:
     """Imports files in this process; returns the job, and the lines that it told."""
 
-    def run_job(*files: Path, dry_run: bool = False) -> tuple[import_dialogues.Job, list[str]]:
-        job = import_dialogues.Job(tenant, 10, dry_run=dry_run)
+    def run_job(
+        *files: Path, dry_run: bool = False, contexts: bool = False
+    ) -> tuple[import_dialogues.Job, list[str]]:
+        job = import_dialogues.Job(tenant, 10, dry_run=dry_run, contexts=contexts)
         job.run(files)
         return job, capsys.readouterr().err.splitlines()
 
@@ -725,7 +829,7 @@ def test_other_content_of_the_same_dialogue_is_told_and_left_alone(
     before = stored(db)
     # Repaired; and another dialogue twice, in the end once more with other content.
     write(path, [dialogue("broken"), dialogue("new"), dialogue("new"), dialogue("new", 1)])
-    job, lines = import_(path)
+    job, lines = import_(path, contexts=True)
 
     assert lines == [
         f"{path}: dialogue broken: is there with other content",
@@ -733,10 +837,17 @@ def test_other_content_of_the_same_dialogue_is_told_and_left_alone(
     ]
     assert stored(db) == before | contents([dialogue("new")])
     assert (job.written["conversations"], job.there["conversations"]) == (1, 1)
+    assert stored_contexts(db) == service_results([dialogue("new")])
+    assert (job.written["contexts"], job.there["contexts"]) == (2, 2)
 
     assert ConversationRepository.delete(db, "sgd:broken")
-    import_(path)
+    assert ConversationRepository.delete(db, "sgd:new")
+    job, _ = import_(path, contexts=True)
     assert stored(db) == contents([dialogue("broken"), dialogue("new")])
+    # Contexts are the user's: they outlive a conversation.
+    assert (job.written["contexts"], job.there["contexts"]) == (2, 4)
+    db.expire_all()
+    assert stored_contexts(db) == service_results([dialogue("broken"), dialogue("new")])
 
 
 def test_a_refused_dialogue_does_not_keep_the_others_out(
@@ -745,8 +856,10 @@ def test_a_refused_dialogue_does_not_keep_the_others_out(
     database.configure(url=worker_url, unstorable="error")
     refused = {"dialogue_id": "nul", "turns": [{"speaker": "USER", "utterance": "a\x00b"}]}
     path = write(tmp_path / "some.json", [dialogue("a"), refused, dialogue("z")])
-    job, (line,) = import_(path)
+    job, (line,) = import_(path, contexts=True)
     assert line.startswith(f"{path}: dialogue nul: content: ")
+    assert stored_contexts(db) == service_results([dialogue("a"), dialogue("z")])
+    assert job.written["contexts"] == 4
     assert stored(db) == contents([dialogue("a"), dialogue("z")])
     assert job.written["conversations"] == 2
 
@@ -857,16 +970,22 @@ def test_elements_of_a_cut_list_are_the_first_ones(
 def test_statements_grow_with_dialogues_not_with_rows(tenant: str, tmp_path: Path) -> None:
     path = write(tmp_path / "some.json", made_up(20))
     with counted_statements() as sent:
-        import_dialogues.Job(tenant, 50, dry_run=False).run([path])
+        import_dialogues.Job(tenant, 50, dry_run=False, contexts=True).run([path])
     inserts = Counter(
         match[1] for statement in sent if (match := re.search(r"INSERT INTO (\w+)", statement))
     )
-    assert inserts == {"modules": 1, "conversations": 1, "conversation_states": 1, "messages": 20}
+    once = {"modules": 1, "conversations": 1, "conversation_states": 1}
+    assert inserts == {**once, "messages": 20, "users": 1, "identities": 1, "contexts": 1}
     # Of each dialogue at most: two of a savepoint, lock, known keys, append.
-    assert len(sent) <= 20 * 5 + 12
+    assert len(sent) <= 20 * 5 + 24
     with counted_statements() as sent:
         import_dialogues.Job(tenant, 50, dry_run=False).run([path])
     assert [statement.split()[0] for statement in sent] == ["SELECT", "SELECT"]
+    with counted_statements() as sent:
+        import_dialogues.Job(tenant, 50, dry_run=False, contexts=True).run([path])
+    assert [statement.split()[0] for statement in sent if "SAVEPOINT" not in statement] == [
+        *("SELECT", "SELECT", "SELECT", "WITH")
+    ]
 
 
 PEAK = """
@@ -923,7 +1042,7 @@ def test_memory_does_not_grow_with_the_input(
     assert peak < small + 20
 
     count = long_file(path, 8)
-    assert peak_megabytes(worker_url, tmp_path, path, "--tenant", tenant) < 200
+    assert peak_megabytes(worker_url, tmp_path, path, "--tenant", tenant, "--contexts") < 200
     assert ConversationRepository.count(db) == count
 
 
@@ -937,8 +1056,9 @@ def test_memory_is_bounded_for_the_largest_dialogues(
     assert 0.9 * MEGABYTE < len(text) < MEGABYTE
     texts = (text.replace('"ID"', f'"large_{number}"', 1) for number in range(4))
     path = write(tmp_path / "large.json", f"[{','.join(texts)}]")
-    assert peak_megabytes(worker_url, tmp_path, path, "--tenant", tenant, "--batch", 1000) < 200
-    assert ConversationRepository.count(db) == 4
+    options = ("--tenant", tenant, "--batch", 1000, "--contexts")
+    assert peak_megabytes(worker_url, tmp_path, path, *options) < 200
+    assert (ConversationRepository.count(db), ContextRepository.count(db)) == (4, 8)
 
 
 def test_memory_is_bounded_for_the_most_faults(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def create_database_engine(url: str, settings: Settings) -> Engine:
             "tenant_id": settings.tenant_id,
             "app_role": settings.app_role,
             "unstorable": settings.unstorable,
+            "embedding_dimensions": settings.embedding_dimensions,
             "development_api_key": _development_api_key(settings),
         },
         connect_args=_connect_args(settings, where),

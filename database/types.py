@@ -193,6 +193,6 @@ class Vector(UserDefinedType[Sequence[float]]):
         """Return what reads pgvector's text."""
 
         def process(value: str | None) -> list[float] | None:
-            return None if value is None else orjson.loads(value)
+            return None if value is None else list(map(float, orjson.loads(value)))
 
         return process

@@ -129,7 +129,7 @@ BEGIN
     IF p_embedding IS NOT NULL THEN
         v_few := (SELECT count(*) <= p_few FROM (
             SELECT FROM conversation_memory t
-            WHERE t.tenant_id = p_tenant {filters} LIMIT p_few + 1) some);
+            WHERE t.tenant_id = p_tenant {filters} LIMIT p_few + 1) these);
         IF NOT v_few THEN
             SELECT array_agg(near.id), array_agg(near.distance) INTO v_ids, v_distances
             FROM (
@@ -162,7 +162,9 @@ BEGIN
         SELECT hits.id, hits.rank FROM hits ORDER BY hits.rank DESC, hits.id DESC
         LIMIT p_candidates
     )
-    SELECT coalesce(best.id, near.id), near.distance, best.rank
+    SELECT coalesce(best.id, near.id), coalesce(near.distance, (
+        SELECT t.embedding <=> p_embedding FROM conversation_memory t
+        WHERE t.tenant_id = p_tenant AND t.id = best.id)), best.rank
     FROM best FULL JOIN unnest(v_ids, v_distances) near (id, distance) ON near.id = best.id;
 END $function$
 """
@@ -186,11 +188,21 @@ RECALL_SIGNATURE = (
 )
 
 # Whatever the caller's search_path is; pg_temp last, or a temporary table could stand for ours.
+# pgvector's operators may be in another schema than the tables.
 FIX_SEARCH_PATH = """
 DO $migration$ BEGIN
     EXECUTE format(
-        'ALTER FUNCTION {signature} SET search_path = pg_catalog, %I, pg_temp', current_schema());
+        'ALTER FUNCTION {signature} SET search_path = pg_catalog, %s, pg_temp',
+        (SELECT string_agg(DISTINCT quote_ident(nspname), ', ') FROM pg_namespace
+            WHERE nspname = current_schema()
+            OR oid = (SELECT extnamespace FROM pg_extension WHERE extname = 'vector')));
 END $migration$
+"""
+# Or a search whose filter passes over most of what the index finds would end too early; and whether
+# an index helps depends on the filters that are given.
+FOR_RECALL = """
+ALTER FUNCTION {signature}
+SET hnsw.iterative_scan = 'strict_order' SET plan_cache_mode = 'force_custom_plan'
 """
 
 
@@ -251,6 +263,7 @@ def upgrade() -> None:
     op.execute(search_contexts())
     op.execute(search_messages())
     op.execute(recall_memories())
+    op.execute(FOR_RECALL.format(signature=signatures()[-1]))
     for signature in signatures():
         op.execute(FIX_SEARCH_PATH.format(signature=signature))
         op.execute(f"REVOKE ALL ON FUNCTION {signature} FROM PUBLIC")

@@ -298,6 +298,7 @@ def test_forms_of_conditions(rows: TenantSession) -> None:
     assert found({"m.n.n": 9}) == found({("m", "d.e"): 1}) == found({"metadata.v.m.n.n": 9}) != []
     assert found({"m.d.e": 1}) == []
     assert found({"n": 2**63}) == [{"n": 2**63}]
+    assert found({"n": {"contains": 2**70}}) == found({"n": 2**70}) == []
     assert found({"n": Kind.ONE}) == []
     assert found({"n": {"gte": Kind.ONE, "lt": 9}}) == [{"n": 5}, {"n": 5.0}]
     assert found({"n": Word.A}) == [{"n": "a"}]

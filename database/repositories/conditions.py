@@ -114,8 +114,9 @@ def _is_one_of(at: str, operand: Any, field: str) -> str:
 
 
 def _contains(at: str, operand: Any, field: str) -> str:
-    # Refuses what is no JSON, and what is nested too deeply.
-    if len(dump_json(operand, field)) > _MOST_CHARACTERS:
+    large = isinstance(operand, str | Mapping | list | tuple)
+    # Refuses also what is no JSON, and what is nested too deeply.
+    if large and len(dump_json(operand, field)) > _MOST_CHARACTERS:
         raise InvalidValueError(field, f"must have at most {_MOST_CHARACTERS} bytes as JSON")
     if isinstance(operand, Mapping | list | tuple):
         return _holds(at, operand, field)

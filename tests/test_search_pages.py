@@ -16,19 +16,12 @@ from database import (
     UserRepository,
 )
 from database import MessageRepository as Messages
-from tests.conftest import admin
 from tests.test_contexts import item
 
 
 @pytest.fixture
 def user(db: TenantSession) -> User:
     return UserRepository.create(db)
-
-
-def analyze(url: str) -> None:
-    """What autovacuum does sooner or later; before, the planner knows nothing of the rows."""
-    with admin(url) as login:
-        login.execute("ANALYZE contexts, messages")
 
 
 def pages(search: Any, **options: Any) -> Iterator[Any]:
@@ -44,15 +37,12 @@ def pages(search: Any, **options: Any) -> Iterator[Any]:
 
 @pytest.mark.parametrize("limit", [1, 7, 100, 1000])
 @pytest.mark.parametrize("query", ["fox", "fox -bear", "fox OR cat", None])
-def test_pages_are_the_whole(
-    worker_url: str, db: TenantSession, user: User, query: str | None, limit: int
-) -> None:
-    rows = 60 if limit < 100 else 300
+def test_pages_are_the_whole(db: TenantSession, user: User, query: str | None, limit: int) -> None:
+    rows = 300
     texts = [("fox " * (n % 5 + 1)) + ("cat" if n % 3 else "") for n in range(rows)]
     Contexts.store_many(db, user.id, (item(n, text) for n, text in enumerate([*texts, "bear"])))
     chat = ConversationRepository.create(db).id
     Messages.append_many(db, chat, ({"role": "user", "content": text} for text in texts))
-    analyze(worker_url)
     for search in (
         lambda **o: Contexts.search(db, user.id, query, context_type="note", **o),
         lambda **o: Messages.search(db, query, conversation_id=chat, **o),
@@ -64,17 +54,13 @@ def test_pages_are_the_whole(
         assert len(ids) == len(set(ids)) == rows + extra
         keys = list(zip(ranks, ids, strict=True))
         assert keys == sorted(keys, reverse=True)
-        # With something excluded the server's ts_rank ranks all alike.
-        assert (len(set(ranks)) > 3) is (query in ("fox", "fox OR cat"))
+        assert (len(set(ranks)) > 3) is (query is not None)
 
 
 @pytest.mark.parametrize("mode", ["text", "substring"])
-def test_more_hits_than_are_ranked(
-    worker_url: str, db: TenantSession, user: User, mode: Any
-) -> None:
+def test_more_hits_than_are_ranked(db: TenantSession, user: User, mode: Any) -> None:
     rows = 1300
     Contexts.store_many(db, user.id, (item(None, "fox " * (n % 4 + 1)) for n in range(rows)))
-    analyze(worker_url)
     found = list(pages(lambda **o: Contexts.search(db, user.id, "fox", mode=mode, **o), limit=400))
     ids = [row.id for page in found for row in page]
     ranks = [rank for page in found for rank in page.ranks]

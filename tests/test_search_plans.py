@@ -171,7 +171,6 @@ def test_a_users_substrings_have_an_index(explained: Explained) -> None:
     assert "Seq Scan on contexts" not in plan
 
 
-@pytest.mark.xfail(reason="search_contexts keeps a generic plan", strict=True)
 @pytest.mark.parametrize("case", ["substring of the tenant", "equality"])
 def test_the_index_is_used_after_searches_of_everything(explained: Explained, case: str) -> None:
     """The plans of the function's statements outlive a call, in their connection."""

@@ -46,6 +46,7 @@ _VALUE_RULES = {
     "22007": "is no date or time",
     "22008": "is out of range",
     "22021": "must not contain NUL",
+    "2201B": "is no regular expression that the server takes",
     "22P02": "has the wrong form",
     "22P05": "must not contain NUL",
     "54000": "is too large",

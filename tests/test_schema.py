@@ -298,7 +298,8 @@ def test_no_triggers_or_sequences_of_ours(connection: psycopg.Connection) -> Non
 def test_functions(connection: psycopg.Connection) -> None:
     """Each has a fixed search_path, and only the application's role may run it."""
     rows = connection.execute("""
-        SELECT proname, prosecdef, proconfig, current_user::regrole = proowner,
+        SELECT proname, prosecdef, array(SELECT unnest(proconfig) ORDER BY 1 DESC LIMIT 1),
+               current_user::regrole = proowner,
                array(SELECT grantee::regrole::text FROM aclexplode(proacl)
                      WHERE grantee <> proowner)
         FROM pg_proc p WHERE pronamespace = current_schema()::regnamespace

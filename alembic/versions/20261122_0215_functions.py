@@ -51,14 +51,19 @@ CREATE FUNCTION search_{table}(
     p_words text, p_regex text, p_ranked integer,
     p_after_rank real, p_after_id uuid, p_limit integer
 ) RETURNS TABLE (id uuid, rank real)
-LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 50 AS $function$
+LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 50 SET plan_cache_mode = auto AS $function$
 #variable_conflict use_column
 DECLARE
     v_query tsquery := websearch_to_tsquery('simple', p_words);
+    -- What must not occur has no rank.
+    v_ranked tsquery := CASE WHEN querytree(v_query) IN ('', 'T') THEN v_query
+        ELSE querytree(v_query)::tsquery END;
 BEGIN
     IF p_tenant IS DISTINCT FROM current_setting('app.tenant_id', true) THEN
         RETURN;
     ELSIF p_words IS NULL THEN
+        -- Until the function ends, for which it has a setting of its own.
+        PERFORM set_config('plan_cache_mode', 'force_custom_plan', true);
         RETURN QUERY
         WITH hits AS MATERIALIZED (
             SELECT t.id FROM {table} t WHERE t.tenant_id = p_tenant {filters}
@@ -77,7 +82,7 @@ BRANCH = """
         ), newest AS MATERIALIZED (
             SELECT hits.id FROM hits ORDER BY hits.id DESC LIMIT p_ranked
         ), ranked AS (
-            SELECT t.id, ts_rank({words}, v_query) AS rank
+            SELECT t.id, ts_rank({words}, v_ranked) AS rank
             FROM newest JOIN {table} t ON t.tenant_id = p_tenant AND t.id = newest.id
             UNION ALL
             SELECT hits.id, 0 FROM hits

@@ -21,6 +21,8 @@ __all__ = ["json_paths"]
 _COMPARED = {"eq": "==", "gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 _NEVER = "exists($ ? (1 == 2))"
 _MOST = 100
+# The server's stack, and its regular expressions, end somewhere beyond.
+_MOST_CHARACTERS = 10_000
 _BITS = 1024
 _RULE = "must be text, a finite number, a boolean or None"
 
@@ -64,6 +66,8 @@ def _member(member: object, columns: Sequence[str]) -> tuple[str, str]:
         or not names
     ):
         raise InvalidValueError("where", "members must be dotted paths or tuples of names")
+    if len(names) > _MOST:
+        raise InvalidValueError("where", f"members must be at most {_MOST} levels deep")
     column = columns[0]
     if names[0] in columns and len(names) > 1:
         column, names = names[0], names[1:]
@@ -96,8 +100,9 @@ def _predicate(name: object, path: str, operand: Any, field: str) -> str:
 
 def _differs(at: str, operand: Any, field: str) -> str:
     # Without the type, null would differ from everything.
-    kind = {bool: "boolean", str: "string", type(None): "null"}.get(type(operand), "number")
-    return f'{at} != {_literal(operand, field)} && {at}.type() == "{kind}"'
+    literal = _literal(operand, field)
+    kind = {'"': "string", "t": "boolean", "f": "boolean", "n": "null"}.get(literal[0], "number")
+    return f'{at} != {literal} && {at}.type() == "{kind}"'
 
 
 def _is_one_of(at: str, operand: Any, field: str) -> str:
@@ -109,8 +114,11 @@ def _is_one_of(at: str, operand: Any, field: str) -> str:
 
 
 def _contains(at: str, operand: Any, field: str) -> str:
+    large = isinstance(operand, str | Mapping | list | tuple)
+    # Refuses also what is no JSON, and what is nested too deeply.
+    if large and len(dump_json(operand, field)) > _MOST_CHARACTERS:
+        raise InvalidValueError(field, f"must have at most {_MOST_CHARACTERS} bytes as JSON")
     if isinstance(operand, Mapping | list | tuple):
-        dump_json(operand, field)  # refuses what is no JSON, and what is nested too deeply
         return _holds(at, operand, field)
     element = f"exists({at}[*] ? (@ == {_literal(operand, field)}))"
     if isinstance(operand, str):
@@ -139,7 +147,7 @@ def _exists(path: str, operand: Any, field: str) -> str:
 
 def _literal(value: Any, field: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() <= _BITS:
-        return str(value)  # beyond 64 bits there is no JSON of orjson's
+        return int.__repr__(value)  # beyond 64 bits there is no JSON of orjson's
     if isinstance(value, float) and not math.isfinite(value):
         raise InvalidValueError(field, _RULE)
     literal = dump_json(value, field).decode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Text, Uuid, bindparam, delete, func
@@ -20,7 +20,6 @@ from database.session import tenant_of
 from database.units import one_write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from datetime import datetime
     from uuid import UUID
 
@@ -119,6 +118,8 @@ class ContextRepository(ExpiringRepository[Context]):
             As `store`. Nothing is stored then.
         """
         user = cls._id(user_id, "user_id")
+        if not isinstance(items, Iterable):
+            raise InvalidValueError("items", "must be mappings")
         return store_all(db, user, (cls._row(db, user, item) for item in items))
 
     @classmethod
@@ -135,6 +136,8 @@ class ContextRepository(ExpiringRepository[Context]):
         of the context itself, as in all repositories.
         """
         if context_type is None:
+            if source_identifier is not None:
+                raise InvalidValueError("context_type", "must be given with a source")
             return super().get(db, user_id)
         parameters = cls._key_of_type(db, user_id, context_type)
         if source_identifier is None:
@@ -174,7 +177,10 @@ class ContextRepository(ExpiringRepository[Context]):
         if source_prefix is None:
             return cls._page(db, limit, cursor, filters)
         given = {"source_identifier": source_prefix}
-        prefix = cls._check(db, given, partial=True)["source_identifier"]
+        try:
+            prefix = cls._check(db, given, partial=True)["source_identifier"]
+        except InvalidValueError as error:
+            raise InvalidValueError("source_prefix", error.rule) from None
         return cls._page(db, limit, cursor, filters, _WITH_PREFIX, prefix=prefix)
 
     @classmethod
@@ -216,7 +222,9 @@ class ContextRepository(ExpiringRepository[Context]):
         Raises:
             InvalidValueError: An argument is not valid.
         """
-        filters: dict[str, Any] = dict(json_paths(where or {}, ("content", "metadata")))
+        filters: dict[str, Any] = dict(
+            json_paths({} if where is None else where, ("content", "metadata"))
+        )
         filters["user"] = None if user_id is None else cls._id(user_id, "user_id")
         if context_type is not None:
             checked = cls._check(db, {"context_type": context_type}, partial=True)

@@ -298,7 +298,7 @@ class MessageRepository(Repository[Message]):
         Raises:
             InvalidValueError: An argument is not valid.
         """
-        filters: dict[str, Any] = dict(json_paths(where or {}, ("extra_data",)))
+        filters: dict[str, Any] = dict(json_paths({} if where is None else where, ("extra_data",)))
         if user_id is not None:
             filters["user"] = cls._id(user_id, "user_id")
         if conversation_id is not None:

@@ -28,6 +28,9 @@ _TERM = re.compile(r'(?P<minus>-?)(?:"(?P<phrase>[^"]*)"?|(?P<word>[^\s"]+))')
 _UNSPACED = re.compile(UNSPACED)
 # They join symbols, or choose how one looks.
 _JOINERS = "\u200d\ufe0e\ufe0f\u20e3"
+# What may stand behind a backslash in JSON, and the regular expression that it does not.
+_ESCAPES = frozenset('"\\bfnrtuBFNRTU0123456789abcdefABCDEF')
+_NOT_ESCAPED = r"(?<![^\\](?:\\\\)*\\(?:u[0-9a-f]{0,3})?)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,7 @@ def parse_query(query: object, mode: Mode, *, escaped_json: bool = False) -> Que
     if mode == "substring":
         if not text.strip():
             return Query()
-        return Query(pattern=f"***={_stored(text, escaped_json)}", terms=(text,))
+        return Query(pattern=_substring(text, escaped_json=escaped_json), terms=(text,))
     if mode == "text":
         return _parse_web_search(text, escaped_json=escaped_json)
     raise InvalidValueError("mode", 'must be "text" or "substring"')
@@ -106,7 +109,9 @@ def _parse_web_search(text: str, *, escaped_json: bool) -> Query:
         else:
             quoted = found["phrase"] is not None
             content = found["phrase"] if quoted else found["word"]
-            alternatives[-1].append(_Term(content, bool(found["minus"]), quoted))
+            term = _Term(content, bool(found["minus"]), quoted)
+            if term.words or term.symbols:
+                alternatives[-1].append(term)
     alternatives = [terms for terms in alternatives if terms]
     everything = [term for terms in alternatives for term in terms]
     shown = tuple(term.text for term in everything if term.text.strip() and not term.excluded)
@@ -132,6 +137,13 @@ def _all_of(parts: list[tuple[str, bool]], *, escaped_json: bool) -> str:
     )
 
 
+def _substring(text: str, *, escaped_json: bool) -> str:
+    stored = _stored(text, escaped_json)
+    if escaped_json and stored[0] in _ESCAPES:
+        return f"{_NOT_ESCAPED}{_escaped(stored)}"
+    return f"***={stored}"
+
+
 def _stored(text: str, escaped_json: bool) -> str:  # noqa: FBT001
     return orjson.dumps(text).decode()[1:-1] if escaped_json else text
 
@@ -143,4 +155,6 @@ def _escaped(text: str) -> str:
 def _is_symbol(character: str) -> bool:
     if character.isascii():
         return False
-    return character in _JOINERS or unicodedata.category(character)[0] == "S"
+    category = unicodedata.category(character)
+    # Digits that are no ASCII are words in some locales only.
+    return character in _JOINERS or category[0] == "S" or category in ("Nd", "No")

@@ -17,7 +17,7 @@ from database.models.base import TenantModel
 from database.pagination import SearchPage, decode_cursor, encode_cursor
 from database.repositories.highlighting import Highlighter
 from database.repositories.loading import fetch, loaded, shape_of
-from database.repositories.queries import Query, parse_query
+from database.repositories.queries import parse_query
 from database.session import tenant_of
 from database.types import Timestamp
 
@@ -109,9 +109,8 @@ class Search(Generic[ModelT]):
         from database.repositories.base import MAX_PAGE
         from database.rules import check_number
 
-        parsed = Query()
-        if query is not None:
-            parsed = parse_query(query, mode, escaped_json=self._escaped_json)
+        # Without a query too the mode must be one.
+        parsed = parse_query("" if query is None else query, mode, escaped_json=self._escaped_json)
         rank, last = (None, None) if cursor is None else decode_cursor(self._order, cursor)
         parameters = {
             **dict.fromkeys(self._filters),
@@ -126,7 +125,9 @@ class Search(Generic[ModelT]):
             "after_id": last,
             "limit": check_number("limit", limit, 1, MAX_PAGE) + 1,
         }
-        highlighter = highlight and Highlighter(parsed.terms, mode, highlight)
+        highlighter = None
+        if highlight is not None:
+            highlighter = Highlighter(parsed.terms, mode, highlight)
         if query is not None and parsed.is_empty:
             return SearchPage([])
         rows = fetch(db, self._statement, parameters)

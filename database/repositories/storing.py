@@ -65,16 +65,19 @@ _STORE = text(
     bindparam("metadata", type_=JSONB()),
     bindparam("expires_at", type_=Timestamp()),
 )
-# One JSON document in place of thousands of parameters: 0.5 x the time of executemany.
+# One JSON document in place of thousands of parameters: 0.5 x the time of executemany. The lock is
+# for stores of several pages, which could wait for each other: of a user's there is one at a time.
 _STORE_MANY = text(f"""
-WITH item AS MATERIALIZED (
+WITH alone AS MATERIALIZED (
+    SELECT pg_advisory_xact_lock(hashtextextended(concat(CAST(:tenant AS text), :user), 0))
+), item AS MATERIALIZED (
     SELECT * FROM jsonb_to_recordset(CAST(:rows AS jsonb))
         AS item ({", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())})
 ), stored AS (
     INSERT INTO contexts (tenant_id, user_id, created_at, updated_at, {_NAMES})
     SELECT :tenant, :user, :now, :now, id, context_type, source_identifier,
         coalesce(content, 'null'), metadata, expires_at
-    FROM item
+    FROM alone CROSS JOIN item
     {_IN_PLACE} RETURNING id
 )
 SELECT count(*) FROM stored JOIN item USING (id)""").bindparams(
@@ -139,7 +142,7 @@ def _pages(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[list[bytes], int
     """Yield rows as JSON for a statement each, and how many rows they stand for.
 
     A statement cannot update a row twice, so of several with one source the last one stands; and
-    all writers take the sources in one order, or two could wait for each other.
+    they go in one order, or a unit that stores one by one in that order could wait for it too.
     """
     page: dict[tuple[str, str], bytes] = {}
     count = characters = 0

@@ -125,5 +125,4 @@ class MemoryFactory(factory.Factory):
         inline_args = ("db",)
 
     conversation_id = factory.LazyAttribute(lambda made: ConversationFactory(db=made.db).id)
-    sequence = factory.Sequence(lambda n: n + 1)
     content = factory.Faker("sentence")

@@ -309,6 +309,7 @@ def test_functions(connection: psycopg.Connection) -> None:
     path = ["search_path=pg_catalog, public, pg_temp"]
     assert rows == [
         ("merge_patch", False, path, True, ["database_app"]),
+        ("recall_memories", True, path, True, ["database_app"]),
         ("search_contexts", True, path, True, ["database_app"]),
         ("search_messages", True, path, True, ["database_app"]),
     ]

@@ -95,7 +95,7 @@ class MemoryRepository(Repository[Memory]):
             "memory_type": memory_type,
             "user_id": user_id,
             "persona_id": persona_id,
-            "metadata": metadata,
+            "metadata": {} if metadata is None else metadata,
             "first_message_id": first_message_id,
             "first_position": first_position,
             "last_position": last_position,
@@ -114,7 +114,7 @@ class MemoryRepository(Repository[Memory]):
         if with_sequence not in (0, len(rows)):
             raise InvalidValueError("sequence", "must be given for all memories or for none")
         conversation = conversation_id_of(db, conversation_id)
-        if any("embedding" in row for row in rows):
+        if any(row.get("embedding") is not None for row in rows):
             check_dimensions(db)
         return add_all(db, conversation, rows, column_type(db))
 
@@ -351,10 +351,10 @@ class MemoryRepository(Repository[Memory]):
         for name in ("conversation_id", "updated_at"):
             if name in given:
                 raise InvalidValueError(name, "is set by the repository")
-        if given.get("content") is None:
+        if "content" not in given:
             raise InvalidValueError("content", "must be given")
-        row = cls._check(db, {k: v for k, v in given.items() if v is not None}, partial=True)
-        if "embedding" in row:
+        row = cls._check(db, given, partial=True)
+        if row.get("embedding") is not None:
             row["embedding"] = vector_text(db, row["embedding"])
         return row
 

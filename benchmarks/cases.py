@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks import notes, works
+from benchmarks import memories, notes, works
 from benchmarks.harness import Contender, Effort, Timings, measure
 
 if TYPE_CHECKING:
@@ -115,6 +115,17 @@ CASES = (
             Claim("  a word in every fifth", None, "ours, a common word", "raw, ILIKE"),
         ),
     ),
+    Case(
+        "recall-tenant",
+        memories.recall_tenant,
+        (
+            Claim("recall 10 of 100,000 memories", 1.5),
+            Claim("  and count the access", ours="ours, touching"),
+        ),
+    ),
+    Case("recall-user", memories.recall_user, (Claim("recall of a user's 500", 1.5),)),
+    Case("recall-small", memories.recall_small, (Claim("recall in 1 of 100 tenants", 1.5),)),
+    Case("add-many", memories.add_many, (Claim("add_many of 10,000 memories", 0.8),), fewest=3),
     Case("import", works.importing, (Claim("import database", 1.15),), fewest=15),
     # Last: its messages make the tables larger.
     Case("bulk", works.bulk, (Claim("append_many of 10,000", 0.8),), fewest=10),

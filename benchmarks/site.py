@@ -7,10 +7,10 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from database.embedded import EmbeddedServer
 
 __all__ = ["EMAIL", "TENANT", "THREADS", "Site", "messages", "plain", "serving", "sites"]
+
+T = TypeVar("T")
 
 TENANT = "bench"
 EMAIL = "ada@example.com"
@@ -56,8 +58,10 @@ class Site:
     ours: list[UUID]
     """Conversations that the library appends to; as many are for the others."""
     theirs: list[UUID]
+    spare: str
+    """The URL of an empty database."""
     _open: list[psycopg.Connection] = field(default_factory=list, init=False)
-    _filled: dict[str, UUID] = field(default_factory=dict, init=False)
+    _filled: dict[str, Any] = field(default_factory=dict, init=False)
 
     def use(self) -> None:
         """Make this the library's database, in this process."""
@@ -70,11 +74,12 @@ class Site:
         self._open.append(psycopg.connect(plain(self.url), autocommit=True))
         return Raw(self._open[-1], tenant, role=role)
 
-    def filled(self, name: str, fill: Callable[[], UUID]) -> UUID:
+    def filled(self, name: str, fill: Callable[[], T]) -> T:
         """Fill what only some of the works need, the first time that one of them does."""
         if name not in self._filled:
             self._filled[name] = fill()
-        return self._filled[name]
+        found: T = self._filled[name]
+        return found
 
     def close(self) -> None:
         database.close_db()
@@ -130,18 +135,19 @@ def sites() -> Iterator[tuple[Site, Site, str]]:
     """Yield two equal sites, synchronous_commit off and on, and the URL of an empty database."""
     with serving() as (server, admin):
         admin.execute("CREATE DATABASE fast")
-        fast = _filled(server.url("fast"))
+        admin.execute("CREATE DATABASE spare")
+        fast = _filled(server.url("fast"), server.url("spare"))
         admin.execute("CREATE DATABASE safe TEMPLATE fast")
         admin.execute("CREATE DATABASE peers")
         admin.execute("ALTER DATABASE fast SET synchronous_commit = off")
         admin.execute("ALTER DATABASE peers SET synchronous_commit = off")
-        safe = Site(server.url("safe"), fast.user, fast.history, fast.text, fast.ours, fast.theirs)
+        safe = replace(fast, url=server.url("safe"))
         yield fast, safe, server.url("peers")
         fast.close()
         safe.close()
 
 
-def _filled(url: str) -> Site:
+def _filled(url: str, spare: str) -> Site:
     database.configure(url=url, tenant_id=TENANT)
     database.init_db()
     newest = datetime.now(UTC)
@@ -168,7 +174,7 @@ def _filled(url: str) -> Site:
     database.close_db()
     with psycopg.connect(plain(url), autocommit=True) as connection:
         connection.execute("VACUUM ANALYZE")
-    return Site(url, user, history, text, appended[::2], appended[1::2])
+    return Site(url, user, history, text, appended[::2], appended[1::2], spare)
 
 
 def _metadata(number: int) -> dict[str, Any]:

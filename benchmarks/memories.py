@@ -23,10 +23,7 @@ from benchmarks.site import TENANT, Site, plain
 from database import ConversationRepository, MemoryRepository, SessionLocal, UserRepository
 
 __all__ = [
-    "DIMENSIONS",
-    "MEMORIES",
     "add_many",
-    "quality",
     "recall_small",
     "recall_tenant",
     "recall_user",

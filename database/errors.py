@@ -26,7 +26,13 @@ class DatabaseError(DontWrapMixin, Exception):
 
 
 class NotFoundError(DatabaseError):
-    """The row does not exist, or belongs to another tenant."""
+    """The row does not exist, or belongs to another tenant.
+
+    Attributes:
+        names: Where rows were asked for by name, those that there are not.
+    """
+
+    names: tuple[str, ...] = ()
 
 
 class InvalidReferenceError(NotFoundError):

@@ -54,20 +54,20 @@ class SearchPage(Page[T]):
     snippets: list[str] = field(default_factory=list)
 
 
-def encode_cursor(order: str, value: datetime | float | None, row_id: UUID) -> str:
+def encode_cursor(order: str, value: datetime | float | str | None, row_id: UUID) -> str:
     """Return the cursor that continues after a row.
 
     Args:
         order: What the list is, so that no other list takes the cursor: table and sort key.
-        value: What the list is sorted by before the id: a time, or for "rank" a number; None when
-            by the id alone.
+        value: What the list is sorted by before the id: a time, for "rank" a number, for "name"
+            text; None when by the id alone.
         row_id: The row's id, which breaks ties.
     """
     data = orjson.dumps([order, value, row_id])
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
-def decode_cursor(order: str, cursor: str) -> tuple[datetime | float | None, UUID]:
+def decode_cursor(order: str, cursor: str) -> tuple[datetime | float | str | None, UUID]:
     """Return the sort value and the id in a cursor of the given list.
 
     Raises:
@@ -76,7 +76,8 @@ def decode_cursor(order: str, cursor: str) -> tuple[datetime | float | None, UUI
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
         found, value, row_id = orjson.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
-        sort_value = datetime.fromisoformat(value) if isinstance(value, str) else value
+        is_time = isinstance(value, str) and not order.endswith(".name")
+        sort_value = datetime.fromisoformat(value) if is_time else value
         last_id = UUID(row_id)
     except (ValueError, TypeError, AttributeError, binascii.Error):
         raise InvalidValueError("cursor", "must be a next_cursor of this list") from None
@@ -84,6 +85,8 @@ def decode_cursor(order: str, cursor: str) -> tuple[datetime | float | None, UUI
         fits = sort_value is None
     elif order.endswith(".rank"):
         fits = isinstance(sort_value, float) and 0 <= sort_value <= 1
+    elif order.endswith(".name"):
+        fits = isinstance(sort_value, str) and "\0" not in sort_value
     else:
         fits = isinstance(sort_value, datetime) and sort_value.tzinfo is not None
     if found != order or not fits:

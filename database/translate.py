@@ -70,7 +70,7 @@ def translate(error: DBAPIError) -> DatabaseError | None:  # noqa: C901, PLR0911
         case "23503":
             return InvalidReferenceError(field)
         case "23514":
-            return InvalidValueError(field, "breaks a rule of its column")
+            return InvalidValueError(field, _rule(original.diag))
         case "23502":
             return InvalidValueError(original.diag.column_name or field, "must not be None")
         case "23P01" | "21000":
@@ -112,6 +112,14 @@ def _field(diagnostic: Diagnostic) -> str:
     name = diagnostic.constraint_name or ""
     # On Citus a shard's constraint has the shard's number behind its name.
     return _fields().get(name) or _fields().get(re.sub(r"_\d{5,}$", "", name)) or name or "value"
+
+
+def _rule(diagnostic: Diagnostic) -> str:
+    table = Base.metadata.tables.get(diagnostic.table_name or "")
+    for constraint in () if table is None else table.constraints:
+        if constraint.name == diagnostic.constraint_name and "rule" in constraint.info:
+            return str(constraint.info["rule"])
+    return "breaks a rule of its column"
 
 
 @cache

@@ -430,6 +430,10 @@ QUERIES: dict[str, Callable[[TenantSession, str], Any]] = {
     "conversations": lambda db, s: ConversationRepository.list(db, last_message=s).items,
     "messages": lambda db, s: MessageRepository.count(db, content=s, thinking=s),
     "personas": lambda db, s: PersonaRepository.list(db, template=s).items,
+    "get_by_name": PersonaRepository.get_by_name,
+    "get_all": StateRepository.get_all,
+    "latest_for_module": lambda db, s: StateRepository.latest_for_module(db, s, uuid4()),
+    "clear": StateRepository.clear,
 }
 hostile = st.sampled_from(SQL + UNSTORABLE) | st.text("'\";-\\%:$(){}\x00", max_size=9) | st.text()
 examples = settings(

@@ -33,6 +33,7 @@ class Persona(TenantModel):
             "loop_frequency IS NULL OR (mode = 'autonomous'"
             r" AND loop_frequency ~ '^[0-9]+(\.[0-9]+)?$' AND loop_frequency ~ '[1-9]')",
             name="loop_frequency",
+            info={"rule": "must be a positive number, of an autonomous persona"},
         ),
     )
 

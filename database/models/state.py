@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 from sqlalchemy import CheckConstraint, Index, UniqueConstraint, text
@@ -56,3 +56,7 @@ class State(TenantModel):
     version: Mapped[int] = mapped_column(
         default=1, server_default=text("1"), onupdate=text("version + 1"), info=rule(ge=1)
     )
+
+    module_name: ClassVar[str | None] = None
+    persona_name: ClassVar[str | None] = None
+    """Of a state that `get_all` returned: the names of its module and its persona."""

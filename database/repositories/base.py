@@ -193,23 +193,25 @@ class Repository(Generic[ModelT]):
         cursor: str | None,
         filters: Mapping[str, Any],
         *conditions: Any,
+        order: str | None = None,
         **bound: Any,
     ) -> Page[ModelT]:
         from database.rules import check_number
 
         check_number("limit", limit, 1, MAX_PAGE)
         checked = cls._filters(db, filters)
-        name = f"{cls.model.__tablename__}.{cls.order}"
+        order = order or cls.order
+        name = f"{cls.model.__tablename__}.{order}"
         parameters = {"tenant": tenant_of(db), "limit": limit + 1, **_named(checked), **bound}
         if cursor is not None:
             parameters["after_value"], parameters["after_id"] = decode_cursor(name, cursor)
         after = cursor is not None
-        statement = listing(cls.model, cls.order, tuple(checked), *conditions, after=after)
+        statement = listing(cls.model, order, tuple(checked), *conditions, after=after)
         rows = read(db, shape_of(cls.model), statement, parameters)
         if len(rows) <= limit:
             return Page(rows)
         last = rows[limit - 1]
-        value = None if cls.order == "id" else getattr(last, cls.order)
+        value = None if order == "id" else getattr(last, order)
         return Page(rows[:limit], encode_cursor(name, value, last.id))
 
     @classmethod

@@ -6,7 +6,7 @@ import builtins
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
-from sqlalchemy import bindparam, delete, func, literal_column, select
+from sqlalchemy import bindparam, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from database.errors import InvalidReferenceError, InvalidValueError
@@ -16,13 +16,12 @@ from database.models.user import User
 from database.repositories.base import MAX_PAGE
 from database.repositories.expiring import ExpiringRepository
 from database.repositories.loading import read, shape_of
-from database.repositories.message import MessageRepository
-from database.repositories.persona import PersonaRepository
+from database.repositories.opening import EMAIL_OF_WRITTEN, open_conversation
 from database.repositories.statements import OPTIONS
 from database.repositories.user import UserRepository, normalized_email
 from database.session import tenant_of
 from database.types import check_text
-from database.units import one_read, one_write, transaction
+from database.units import one_read, one_write
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,15 +38,6 @@ _MANAGED = ("last_position", "last_sequence", "message_count", "version")
 _USER = (
     select(User.id)
     .where(User.tenant_id == bindparam("tenant"), User.email == bindparam("email"))
-    .scalar_subquery()
-)
-# The names of the columns, not the columns: RETURNING has no FROM that they could be found in.
-_EMAIL_OF_WRITTEN = (
-    select(User.email)
-    .where(
-        User.tenant_id == literal_column("conversations.tenant_id"),
-        User.id == literal_column("conversations.user_id"),
-    )
     .scalar_subquery()
 )
 _SHAPE = shape_of(Conversation)
@@ -71,7 +61,7 @@ _COUNT_BY_EMAIL = (
 _INSERT_NEW = (
     insert(Conversation)
     .on_conflict_do_nothing(index_elements=["tenant_id", "thread_id"])
-    .returning(Conversation, _EMAIL_OF_WRITTEN)
+    .returning(Conversation, EMAIL_OF_WRITTEN)
     .execution_options(**OPTIONS)
 )
 _DELETE_BY_THREAD = (
@@ -93,7 +83,7 @@ class ConversationRepository(ExpiringRepository[Conversation]):
 
     model = Conversation
     order = "updated_at"
-    computed: ClassVar = {"user_email": _EMAIL_OF_WRITTEN}
+    computed: ClassVar = {"user_email": EMAIL_OF_WRITTEN}
 
     @classmethod
     def create(
@@ -108,7 +98,7 @@ class ConversationRepository(ExpiringRepository[Conversation]):
         persona_id: UUID | str | None = None,
         **fields: Any,
     ) -> Conversation:
-        """Insert a conversation; with a persona that speaks first, its message too.
+        """Insert a conversation; with a persona that speaks first, its message too: one statement.
 
         Args:
             db: The session.
@@ -131,15 +121,7 @@ class ConversationRepository(ExpiringRepository[Conversation]):
         )
         if persona_id is None:
             return cls._insert(db, values)
-        with transaction(db):
-            made = cls._insert(db, {**values, "persona_id": persona_id})
-            persona = PersonaRepository.require(db, persona_id)
-            if persona.first_message is not None:
-                MessageRepository.append(
-                    db, made.id, role="assistant", content=persona.first_message
-                )
-                made = cls.require(db, made.id)
-            return made
+        return open_conversation(db, cls._check(db, {**values, "persona_id": persona_id}))
 
     @classmethod
     def get_by_thread_id(cls, db: Session, thread_id: str) -> Conversation | None:
@@ -202,6 +184,13 @@ class ConversationRepository(ExpiringRepository[Conversation]):
     ) -> Page[Conversation]:
         """Return a page of a user's conversations, newest activity first."""
         return cls._page(db, limit, cursor, {"user_id": cls._id(user_id)})
+
+    @classmethod
+    def list_by_persona(
+        cls, db: Session, persona_id: UUID | str, *, limit: int = 50, cursor: str | None = None
+    ) -> Page[Conversation]:
+        """Return a page of a persona's conversations, newest activity first."""
+        return cls._page(db, limit, cursor, {"persona_id": cls._id(persona_id, "persona_id")})
 
     @classmethod
     def count_by_user(cls, db: Session, user_email: str) -> int:

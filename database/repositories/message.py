@@ -13,7 +13,6 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONPATH
 
 from database.errors import InvalidValueError
 from database.models.base import uuid7
-from database.models.conversation import Conversation
 from database.models.message import Message
 from database.repositories.appending import append_all, append_one
 from database.repositories.base import Repository
@@ -22,9 +21,10 @@ from database.repositories.conditions import json_paths
 from database.repositories.histories import MESSAGES, OF_CONVERSATION, read_messages
 from database.repositories.searching import Search
 from database.repositories.statements import OPTIONS
+from database.repositories.threads import conversation_id_of
 from database.session import TenantSession, tenant_of
 from database.types import utcnow
-from database.units import is_owned, one_read, one_write, transaction, translated
+from database.units import is_owned, one_write, transaction, translated
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -439,33 +439,7 @@ class MessageRepository(Repository[Message]):
                 recount(db, conversation)
             return changed
 
-    @classmethod
-    def _conversation(cls, db: Session, conversation_id: UUID | str) -> UUID:
-        if isinstance(conversation_id, UUID):
-            return conversation_id
-        if not isinstance(conversation_id, str):
-            raise InvalidValueError("conversation_id", "must be a UUID or a thread_id")
-        try:
-            candidate: UUID | None = UUID(conversation_id)
-        except ValueError:
-            candidate = None
-        parameters = {"tenant": tenant_of(db), "thread": conversation_id, "id": candidate}
-        with one_read(db) as connection:
-            found = connection.scalar(_RESOLVE, parameters)
-        return found or candidate or _NOWHERE
-
-
-# Not the nil UUID, which an import may bring along.
-_NOWHERE = uuid7()
-_RESOLVE = (
-    select(Conversation.id)
-    .where(
-        Conversation.tenant_id == bindparam("tenant"),
-        (Conversation.thread_id == bindparam("thread")) | (Conversation.id == bindparam("id")),
-    )
-    # A thread may bear the name of another conversation's id.
-    .order_by((Conversation.thread_id == bindparam("thread")).desc())
-)
+    _conversation = staticmethod(conversation_id_of)
 
 
 @cache

@@ -101,7 +101,10 @@ def counting(model: type[ModelT], filters: tuple[str, ...]) -> Select[int]:
 def listing(
     model: type[TenantModel], order: str, filters: tuple[str, ...], *conditions: Any, after: bool
 ) -> Select[Any]:
-    """Selects a page, as the model's shape: newest first, from the start or after a row."""
+    """Selects a page, as the model's shape, from the start or after a row.
+
+    Newest first, but names from A to Z.
+    """
     column = getattr(model, order)
     statement = (
         shape_of(model)
@@ -113,13 +116,17 @@ def listing(
     if order == "id":
         statement = statement.order_by(model.id.desc())
         return statement.where(model.id < bindparam("after_id")) if after else statement
-    statement = statement.order_by(column.desc(), model.id.desc())
+    if order == "name":
+        statement = statement.order_by(column, model.id)
+    else:
+        statement = statement.order_by(column.desc(), model.id.desc())
     if not after:
         return statement
     key = tuple_(
         bindparam("after_value", type_=column.type), bindparam("after_id", type_=model.id.type)
     )
-    return statement.where(tuple_(column, model.id) < key)
+    row = tuple_(column, model.id)
+    return statement.where(row > key if order == "name" else row < key)
 
 
 def _conditions(model: type[ModelT], filters: tuple[str, ...]) -> list[Any]:

@@ -28,9 +28,8 @@ types: setup-dev ## Check types
 
 migrations: setup-dev ## Test the migrations and look for dangerous locks in their SQL
 	$(RUN) -m pytest -n 0 tests/test_migrations.py
-	@mkdir -p build
-	$(RUN) -m alembic upgrade head --sql > build/migrations.sql
-	.venv/bin/squawk build/migrations.sql
+	$(RUN) scripts/render_migrations.py build/migrations
+	.venv/bin/squawk build/migrations/*.sql
 
 wheel: setup-dev ## Build the wheel, install it into an empty environment and use it
 	sh scripts/smoke_wheel.sh

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks import memories, notes, works
+from benchmarks import memories, notes, states, works
 from benchmarks.harness import Contender, Effort, Timings, measure
 
 if TYPE_CHECKING:
@@ -115,6 +115,8 @@ CASES = (
             Claim("  a word in every fifth", None, "ours, a common word", "raw, ILIKE"),
         ),
     ),
+    Case("state", states.set_one, (Claim("set a state", 1.8),)),
+    Case("states", states.get_all, (Claim("get_all of 200 states", 1.5),)),
     Case(
         "recall-tenant",
         memories.recall_tenant,

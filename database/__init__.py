@@ -49,6 +49,7 @@ from database.models import (
 from database.pagination import Page, SearchPage
 from database.repositories.api_key import ApiKeyRepository, NewApiKey
 from database.repositories.base import Repository
+from database.repositories.compressing import MemoryStatus
 from database.repositories.context import ContextRepository
 from database.repositories.conversation import ConversationRepository
 from database.repositories.identity import IdentityRepository
@@ -56,6 +57,8 @@ from database.repositories.memory import MemoryRepository
 from database.repositories.message import MessageRepository
 from database.repositories.module import ModuleRepository
 from database.repositories.persona import PersonaRepository
+from database.repositories.recalling import Parts as RecallParts
+from database.repositories.recalling import Recalled
 from database.repositories.state import StateRepository
 from database.repositories.storing import Stored
 from database.repositories.user import UserRepository
@@ -93,6 +96,7 @@ __all__ = [
     "InvalidValueError",
     "Memory",
     "MemoryRepository",
+    "MemoryStatus",
     "Message",
     "MessageRepository",
     "Module",
@@ -104,6 +108,8 @@ __all__ = [
     "Persona",
     "PersonaMode",
     "PersonaRepository",
+    "RecallParts",
+    "Recalled",
     "Repository",
     "Role",
     "SchemaOutdatedError",

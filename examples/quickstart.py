@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+import persona_chat  # the file beside this one
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -71,6 +72,10 @@ def main() -> None:
         for item in page:
             table.add_row(item.title, item.last_message, str(item.message_count))
         console.print(table, "There are older ones." if page.next_cursor else "")
+
+    # A persona that remembers, in a tenant of its own.
+    with get_db_session(tenant_id=persona_chat.TENANT) as db:
+        persona_chat.short(console, db)
 
     console.print(check_connection())
 

@@ -22,6 +22,7 @@ SAID = (
     "And on foot?",
     "One year.",
 )
+REMEMBERED = ("Clara remembers", "You told me: My dog is called Rufus.", "2.50", "11-20")
 
 
 def quickstart(folder: Path, url: str) -> subprocess.CompletedProcess[str]:
@@ -49,7 +50,8 @@ def test_quickstart_shows_the_conversation_every_time(empty_url: str, tmp_path: 
     for run in (1, 2):
         done = quickstart(tmp_path, empty_url)
         assert (done.returncode, done.stderr) == (0, "")
-        assert in_order(done.stdout, (*SAID, "The newest conversations", "'status': 'healthy'"))
+        shown = (*SAID, "The newest conversations", *REMEMBERED, "'status': 'healthy'")
+        assert in_order(done.stdout, shown)
         assert "21 tokens in, 9 out" in done.stdout
         rows = [line for line in done.stdout.splitlines() if "A trip around the world" in line]
         assert len(rows) == run

@@ -463,7 +463,7 @@ CREATE TABLE conversation_memory (
             num_nonnulls(first_position, last_position) <> 1
             AND first_position > 0 AND first_position <= last_position
         )
-);
+) WITH (fillfactor = 80);
 
 CREATE INDEX ix_conversation_memory_embedding
     ON conversation_memory USING hnsw (embedding {vector_ops});

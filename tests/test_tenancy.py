@@ -48,6 +48,7 @@ from database import (
     DatabaseError,
     Identity,
     InvalidValueError,
+    Memory,
     Message,
     MessageRepository,
     SessionLocal,
@@ -105,9 +106,12 @@ def make(model: type[TenantModel], db: TenantSession) -> Any:
 
 def unsaved(model: type[TenantModel], db: TenantSession) -> Any:
     """An object as an application would give it to `db.add`."""
-    fields: dict[str, Any] = {"position": 99} if model is Message else {}
-    if model is ApiKey:
-        fields = {"key_hash": urandom(32), "prefix": "dbk_"}
+    needed: dict[type[TenantModel], dict[str, Any]] = {
+        ApiKey: {"key_hash": urandom(32), "prefix": "dbk_"},
+        Memory: {"sequence": 99},
+        Message: {"position": 99},
+    }
+    fields = needed.get(model, {})
     return model(**fields, **factories.fields_of(factory_of(model), db))
 
 

@@ -124,6 +124,9 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 100 AS $function$
 #variable_conflict use_column
 DECLARE
     v_query tsquery := websearch_to_tsquery('simple', p_words);
+    -- What must not occur has no rank.
+    v_ranked tsquery := CASE WHEN querytree(v_query) IN ('', 'T') THEN v_query
+        ELSE querytree(v_query)::tsquery END;
     v_ids uuid[];
     v_distances double precision[];
     v_few boolean;
@@ -159,7 +162,7 @@ BEGIN
     END IF;
     RETURN QUERY
     WITH hits AS MATERIALIZED (
-        SELECT t.id, coalesce(ts_rank({words}, v_query), 0) AS rank FROM conversation_memory t
+        SELECT t.id, coalesce(ts_rank({words}, v_ranked), 0) AS rank FROM conversation_memory t
         WHERE t.tenant_id = p_tenant
         AND (p_words IS NULL OR {words} @@ v_query)
         AND (p_regex IS NULL OR t.content ~* p_regex) {filters}
@@ -203,11 +206,13 @@ DO $migration$ BEGIN
             OR oid = (SELECT extnamespace FROM pg_extension WHERE extname = 'vector')));
 END $migration$
 """
-# Or a search whose filter passes over most of what the index finds would end too early; and whether
-# an index helps depends on the filters that are given.
+# Or a search whose filter passes over most of what the index finds would end too early; one that
+# looks at fewer than it returns misses near ones; and whether an index helps depends on the filters
+# that are given.
 FOR_RECALL = """
 ALTER FUNCTION {signature}
-SET hnsw.iterative_scan = 'strict_order' SET plan_cache_mode = 'force_custom_plan'
+SET hnsw.iterative_scan = 'strict_order' SET hnsw.ef_search = 200
+SET plan_cache_mode = 'force_custom_plan'
 """
 
 

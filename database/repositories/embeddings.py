@@ -19,7 +19,8 @@ __all__ = ["check_dimensions", "column_type", "vector_text"]
 
 # pgvector indexes `vector` up to 2,000 dimensions, `halfvec` up to 4,000.
 _INDEXED_AS_VECTOR = 2000
-_HALF_MOST = 65504.0
+# The length of a vector is computed in single precision: beyond these it is infinite or zero.
+_RANGES = {"vector": (1e-15, 1e15), "halfvec": (1e-7, 65504.0)}
 
 _DIMENSIONS = text(
     "SELECT atttypmod FROM pg_attribute"
@@ -43,9 +44,9 @@ def vector_text(db: Session, numbers: list[float], field: str = "embedding") -> 
         raise InvalidValueError(field, f"must have {expected} dimensions, not {len(numbers)}")
     if not any(numbers):
         raise InvalidValueError(field, "must not be all zeros: it has no direction")
-    most = 3.4e38 if expected <= _INDEXED_AS_VECTOR else _HALF_MOST
-    if max(map(abs, numbers)) > most:
-        raise InvalidValueError(field, f"must have numbers up to {most:g}")
+    least, most = _RANGES[column_type(db)]
+    if not least <= max(map(abs, numbers)) <= most:
+        raise InvalidValueError(field, f"must have its largest number from {least:g} to {most:g}")
     return orjson.dumps(numbers).decode()
 
 
@@ -60,8 +61,10 @@ def check_dimensions(db: Session) -> None:
         return
     with one_read(db) as connection:
         found = connection.scalar(_DIMENSIONS)
-    # None: there is no such table, which the statement to come will say.
-    if found is not None and found != _dimensions(db):
+    if found is None:
+        # There is no such table, which the statement to come will say.
+        return
+    if found != _dimensions(db):
         msg = (
             f"DATABASE_EMBEDDING_DIMENSIONS is {_dimensions(db)}, but the database was migrated"
             f" with {found}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Double, Uuid, bindparam, text
@@ -11,7 +10,7 @@ from sqlalchemy import Double, Uuid, bindparam, text
 from database.errors import InvalidValueError
 from database.session import tenant_of
 from database.types import Timestamp, utcnow
-from database.units import one_read, one_write
+from database.units import one_read, one_write, transaction
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -23,22 +22,25 @@ if TYPE_CHECKING:
 
 __all__ = ["clear", "decay", "forget"]
 
-_CLEAR = text("""
-WITH conversation AS (
-    UPDATE conversations SET last_sequence = 0
-    WHERE tenant_id = :tenant AND id = :conversation
-)
-DELETE FROM conversation_memory
-WHERE tenant_id = :tenant AND conversation_id = :conversation""").bindparams(
-    bindparam("conversation", type_=Uuid())
-)
+_RESTART = text(
+    "UPDATE conversations SET last_sequence = 0 WHERE tenant_id = :tenant AND id = :conversation"
+).bindparams(bindparam("conversation", type_=Uuid()))
+_CLEAR = text(
+    "DELETE FROM conversation_memory WHERE tenant_id = :tenant AND conversation_id = :conversation"
+).bindparams(bindparam("conversation", type_=Uuid()))
+# The least positive number: PostgreSQL refuses products that would round to zero.
+_LEAST = 1e-100
 
 
 def clear(db: Session, conversation: UUID) -> int:
     """Delete the memories of a conversation and begin to number anew; return how many."""
-    with one_write(db) as connection:
-        parameters = {"tenant": tenant_of(db), "conversation": conversation}
-        return connection.execute(_CLEAR, parameters).rowcount
+    parameters = {"tenant": tenant_of(db), "conversation": conversation}
+    # Two statements: the second must see what was added while the first waited for the lock.
+    with transaction(db):
+        with one_write(db) as connection:
+            connection.execute(_RESTART, parameters)
+        with one_write(db) as connection:
+            return connection.execute(_CLEAR, parameters).rowcount
 
 
 def decay(
@@ -52,10 +54,11 @@ def decay(
         before = now - older_than
     except OverflowError:
         raise InvalidValueError("older_than", "is too long") from None
-    parameters = {"before": before, "factor": _share("factor", factor), "now": now}
+    share = _share("factor", factor)
+    parameters = {"before": before, "factor": share if share >= _LEAST else 0.0, "now": now}
     change = _Change(
-        "UPDATE conversation_memory m SET importance = importance * :factor, updated_at = :now"
-        " FROM",
+        "UPDATE conversation_memory m SET updated_at = :now, importance ="
+        f" CASE WHEN importance >= {_LEAST} THEN importance * :factor ELSE 0 END FROM",
         # What has decayed by this call carries its time, and is not found again.
         "last_accessed_at < :before AND updated_at < :now",
         "last_accessed_at",
@@ -130,11 +133,6 @@ def _bound(statement: str) -> TextClause:
 
 
 def _share(field: str, value: object) -> float:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not isfinite(value)
-        or not 0 <= value <= 1
-    ):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise InvalidValueError(field, "must be a number from 0 to 1")
     return float(value)

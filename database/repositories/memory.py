@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from database.errors import InvalidValueError, NotFoundError
@@ -14,8 +14,14 @@ from database.repositories import compressing, forgetting
 from database.repositories.base import MAX_PAGE, Repository
 from database.repositories.embeddings import check_dimensions, column_type, vector_text
 from database.repositories.loading import read, shape_of
-from database.repositories.queries import Query, parse_query
-from database.repositories.recalling import Recalled, Weighing, recall
+from database.repositories.queries import Query
+from database.repositories.recalling import (
+    Recalled,
+    check_similarity,
+    parse_text,
+    recall,
+    weighing_of,
+)
 from database.repositories.remembering import add_all
 from database.repositories.threads import conversation_id_of
 from database.session import tenant_of
@@ -29,6 +35,8 @@ if TYPE_CHECKING:
     from database.repositories.compressing import MemoryStatus
 
 __all__ = ["MemoryRepository"]
+
+T = TypeVar("T")
 
 _HALF_LIFE = timedelta(hours=138)
 """A recency of 0.995 an hour, as in Park et al."""
@@ -109,7 +117,7 @@ class MemoryRepository(Repository[Memory]):
         cls, db: Session, conversation_id: UUID | str, items: Iterable[Mapping[str, Any]]
     ) -> builtins.list[Memory]:
         """Add memories in order, all or none; of each the arguments of `add`, by name."""
-        rows = [cls._row(db, item) for item in items]
+        rows = [cls._row(db, item) for item in _each("items", items)]
         with_sequence = sum(row.get("sequence") is not None for row in rows)
         if with_sequence not in (0, len(rows)):
             raise InvalidValueError("sequence", "must be given for all memories or for none")
@@ -166,10 +174,10 @@ class MemoryRepository(Repository[Memory]):
         """
         from database.rules import check_number
 
-        weighing = _weighing(weights, half_life)
+        weighing = weighing_of(weights, half_life)
         limit = check_number("limit", limit, 1, MAX_PAGE)
-        least = _checked_similarity(min_similarity, embedding)
-        query = Query() if text is None else parse_query(text, "text")
+        least = check_similarity(min_similarity, embedding)
+        query = Query() if text is None else parse_text(text)
         given = {"user_id": user_id, "persona_id": persona_id, "memory_type": memory_type}
         checked = cls._filters(db, given)
         conversation = None if conversation_id is None else conversation_id_of(db, conversation_id)
@@ -218,7 +226,7 @@ class MemoryRepository(Repository[Memory]):
         cls, db: Session, conversation_id: UUID | str, message_ids: Sequence[UUID | str]
     ) -> builtins.set[UUID]:
         """Return those of the messages that a memory of the conversation was made of already."""
-        ids = [cls._id(id_, "message_ids") for id_ in message_ids]
+        ids = [cls._id(id_, "message_ids") for id_ in _each("message_ids", message_ids)]
         return compressing.covered(db, conversation_id_of(db, conversation_id), ids)
 
     @classmethod
@@ -379,18 +387,8 @@ class MemoryRepository(Repository[Memory]):
         return scope
 
 
-def _weighing(weights: object, half_life: timedelta) -> Weighing:
-    if not isinstance(weights, tuple | list) or len(weights) != 3:  # noqa: PLR2004
-        raise InvalidValueError("weights", "must be three: similarity, recency, importance")
-    similarity, recency, importance = weights
-    return Weighing(similarity, recency, importance, half_life)
-
-
-def _checked_similarity(value: object, embedding: object) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -1 <= value <= 1:
-        raise InvalidValueError("min_similarity", "must be a number from -1 to 1")
-    if embedding is None:
-        raise InvalidValueError("min_similarity", "needs an embedding to compare with")
-    return float(value)
+def _each(field: str, values: Iterable[T]) -> Iterator[T]:
+    try:
+        return iter(values)
+    except TypeError:
+        raise InvalidValueError(field, "must be a sequence") from None

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Double, Integer, TextClause, bindparam, text
@@ -18,6 +17,7 @@ from sqlalchemy import Double, Integer, TextClause, bindparam, text
 from database.errors import InvalidValueError
 from database.models.memory import Memory
 from database.repositories.loading import Shape, loaded, shape_of
+from database.repositories.queries import Query, parse_query
 from database.session import tenant_of
 from database.types import Timestamp, utcnow
 from database.units import one_read, one_write
@@ -27,9 +27,17 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from database.repositories.queries import Query
 
-__all__ = ["FEW", "Parts", "Recalled", "Weighing", "recall"]
+__all__ = [
+    "FEW",
+    "Parts",
+    "Recalled",
+    "Weighing",
+    "check_similarity",
+    "parse_text",
+    "recall",
+    "weighing_of",
+]
 
 FEW = 2_000
 """Up to so many memories that fulfil the filters are scanned exactly, without the vector index."""
@@ -86,8 +94,9 @@ class Weighing:
 
     def __post_init__(self) -> None:
         weights = (self.similarity, self.recency, self.importance)
-        if not all(_is_number(weight) and weight >= 0 for weight in weights) or not any(weights):
-            raise InvalidValueError("weights", "must be three numbers from 0 up, not all of them 0")
+        if not all(map(_is_weight, weights)) or not any(weights):
+            rule = "must be three numbers, 0 or from 1e-9 to 1e9, not all of them 0"
+            raise InvalidValueError("weights", rule)
         if not isinstance(self.half_life, timedelta) or self.half_life <= timedelta():
             raise InvalidValueError("half_life", "must be a positive timedelta")
 
@@ -119,6 +128,7 @@ _RELEVANCE = {
     f" + {_RECIPROCAL.format(value='rank', order='DESC')}) * {(_FUSION + 1) / 2}",
     (False, False): "0",
 }
+_TIES = "similarity DESC NULLS LAST, {row}.last_accessed_at DESC, {row}.id DESC"
 _SCORED = f"""
 WITH found AS MATERIALIZED ({{found}}
 ), relevant AS (
@@ -127,28 +137,58 @@ WITH found AS MATERIALIZED ({{found}}
     FROM found
 ), scored AS MATERIALIZED (
     SELECT {_COLUMNS}, 1 - relevant.distance AS similarity, relevant.rank AS text_rank, relevance,
-        recency, :of_relevance * relevance + :of_recency * recency + :of_importance * m.importance
-            AS score
+        recency, :of_relevance * relevance + :of_recency * recency
+            + CASE WHEN m.importance > 1e-100 THEN :of_importance * m.importance ELSE 0 END AS score
     FROM relevant JOIN conversation_memory m ON m.tenant_id = :tenant AND m.id = relevant.id,
-    LATERAL (SELECT power(0.5, least(1000, greatest(
+    LATERAL (SELECT power(0.5, least(300, greatest(
         0, extract(epoch FROM :now - m.last_accessed_at) / :half_life))) AS recency) decayed
-    ORDER BY score DESC, m.id DESC LIMIT :limit
+    ORDER BY score DESC, {_TIES.format(row="m")} LIMIT :limit
 )"""
-_READ = """
-SELECT scored.*, access_count, last_accessed_at FROM scored ORDER BY score DESC, id DESC"""
+_READ = f"""
+SELECT scored.*, access_count, last_accessed_at
+FROM scored ORDER BY score DESC, {_TIES.format(row="scored")}"""
 # Locked in the order of their ids: else two calls that recall the same could wait for each other.
-_TOUCH = """, locked AS MATERIALIZED (
+_TOUCH = f""", locked AS MATERIALIZED (
     SELECT m.id FROM conversation_memory m
     WHERE m.tenant_id = :tenant AND m.id IN (SELECT id FROM scored)
     ORDER BY m.id FOR NO KEY UPDATE
 ), touched AS (
     UPDATE conversation_memory m
-    SET access_count = m.access_count + 1, last_accessed_at = greatest(m.last_accessed_at, :now)
+    SET access_count = least(m.access_count, 2147483646) + 1,
+        last_accessed_at = greatest(m.last_accessed_at, :now)
     FROM locked WHERE m.tenant_id = :tenant AND m.id = locked.id
     RETURNING m.id, m.access_count, m.last_accessed_at
 )
 SELECT scored.*, touched.access_count, touched.last_accessed_at
-FROM scored JOIN touched ON touched.id = scored.id ORDER BY score DESC, scored.id DESC"""
+FROM scored JOIN touched ON touched.id = scored.id
+ORDER BY score DESC, {_TIES.format(row="scored")}"""
+
+
+def parse_text(text: object) -> Query:
+    """Return what texts must hold; errors name the argument of `MemoryRepository.recall`."""
+    try:
+        return parse_query(text, "text")
+    except InvalidValueError as error:
+        raise InvalidValueError("text", error.rule) from None
+
+
+def weighing_of(weights: object, half_life: timedelta) -> Weighing:
+    """Return how candidates are weighed, checked."""
+    if not isinstance(weights, tuple | list) or len(weights) != 3:  # noqa: PLR2004
+        raise InvalidValueError("weights", "must be three: similarity, recency, importance")
+    similarity, recency, importance = weights
+    return Weighing(similarity, recency, importance, half_life)
+
+
+def check_similarity(value: object, embedding: object) -> float | None:
+    """Return the lowest similarity, checked."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -1 <= value <= 1:
+        raise InvalidValueError("min_similarity", "must be a number from -1 to 1")
+    if embedding is None:
+        raise InvalidValueError("min_similarity", "needs an embedding to compare with")
+    return float(value)
 
 
 @cache
@@ -231,5 +271,8 @@ def _recalled(db: Session, rows: Sequence[Any]) -> list[Recalled]:
     return found
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+def _is_weight(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    # PostgreSQL refuses products that would round to zero or to infinity.
+    return value == 0 or 1e-9 <= value <= 1e9  # noqa: PLR2004

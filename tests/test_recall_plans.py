@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from typing import Any, NamedTuple
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import numpy as np
 import psycopg
@@ -218,6 +218,7 @@ def test_the_vector_index_is_used(
     assert "Index Scan using ix_conversation_memory_embedding" in plan, plan
     assert "Seq Scan on conversation_memory t" not in plan
     assert "CTE every" not in plan
+    assert "CTE these" not in plan
 
 
 @pytest.mark.parametrize("calls", [1, 8], ids=["first", "prepared"])
@@ -228,7 +229,7 @@ def test_few_are_scanned_exactly(
         plans.clear()
         recalled(db, filled.queries[0], user_id=filled.users[3])
     plan = plan_of(plans)
-    assert "CTE every" in plan, plan
+    assert "CTE these" in plan, plan
     assert "ix_conversation_memory_user_id" in plan
     assert "ix_conversation_memory_embedding" not in plan
     assert "Seq Scan on conversation_memory t" not in plan
@@ -265,10 +266,11 @@ def test_the_function_answers_for_the_sessions_tenant(
 
 
 def test_only_the_applications_role_may_call_it(filled: Filled) -> None:
+    nobody = f"nobody_{uuid4().hex[:12]}"
     with admin(filled.url) as login:
-        login.execute("CREATE ROLE nobody_in_particular")
+        login.execute(f"CREATE ROLE {nobody}")
         try:
-            login.execute("SET ROLE nobody_in_particular")
+            login.execute(f"SET ROLE {nobody}")
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 login.execute(
                     "SELECT recall_memories('a', NULL, NULL, NULL, NULL, NULL, 'x', NULL, 1, 1)"
@@ -280,7 +282,7 @@ def test_only_the_applications_role_may_call_it(filled: Filled) -> None:
             ).fetchone() or (None, "")
         finally:
             login.execute("RESET ROLE")
-            login.execute("DROP ROLE nobody_in_particular")
+            login.execute(f"DROP ROLE {nobody}")
     assert role is True
     assert "search_path=pg_catalog, " in config
     assert config.count("pg_temp") == 1

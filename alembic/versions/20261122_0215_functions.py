@@ -135,9 +135,23 @@ BEGIN
         RETURN;
     END IF;
     IF p_embedding IS NOT NULL THEN
-        v_few := (SELECT count(*) <= p_few FROM (
-            SELECT FROM conversation_memory t
-            WHERE t.tenant_id = p_tenant {filters} LIMIT p_few + 1) these);
+        -- Of one user or conversation there are few as a rule: what counts them compares them too.
+        v_few := p_user IS NOT NULL OR p_conversation IS NOT NULL OR (
+            SELECT count(*) <= p_few FROM (
+                SELECT FROM conversation_memory t
+                WHERE t.tenant_id = p_tenant {filters} LIMIT p_few + 1) these);
+        IF v_few THEN
+            WITH these AS MATERIALIZED (
+                SELECT t.id, t.embedding <=> p_embedding AS distance FROM conversation_memory t
+                WHERE t.tenant_id = p_tenant {filters} LIMIT p_few + 1
+            ), near AS (
+                SELECT these.id, these.distance FROM these WHERE these.distance IS NOT NULL
+                ORDER BY these.distance, these.id LIMIT p_candidates
+            )
+            SELECT array_agg(near.id), array_agg(near.distance),
+                (SELECT count(*) <= p_few FROM these)
+            INTO v_ids, v_distances, v_few FROM near;
+        END IF;
         IF NOT v_few THEN
             SELECT array_agg(near.id), array_agg(near.distance) INTO v_ids, v_distances
             FROM (
@@ -146,7 +160,7 @@ BEGIN
                 ORDER BY t.embedding <=> p_embedding LIMIT p_candidates
             ) near WHERE near.distance IS NOT NULL;
         END IF;
-        IF v_few OR coalesce(cardinality(v_ids), 0) < p_candidates THEN
+        IF NOT v_few AND coalesce(cardinality(v_ids), 0) < p_candidates THEN
             WITH every AS MATERIALIZED (
                 SELECT t.id, t.embedding <=> p_embedding AS distance FROM conversation_memory t
                 WHERE t.tenant_id = p_tenant AND t.embedding IS NOT NULL {filters}

@@ -21,7 +21,7 @@ it, into the embedded server.
   a conversation is there with all of its rows or not at all, and the next run goes on. What is
   there stays as it is: delete a conversation to import it anew.
 - Rows are streamed: memory does not grow with them.
-- A dry run does all of it in one transaction and takes that back.
+- A dry run does all of it in one transaction and takes that back; the target must be migrated.
 
 The exit status is 0; 1 if anything was skipped or left out, or the job stopped; 2 if the arguments
 are wrong or the source cannot be read.
@@ -328,7 +328,7 @@ def persona(given: Fields) -> Row:
         if row.fields.get("mode", "reactive") == "reactive":
             row.leave_out("loop_frequency", "of a reactive persona")
         else:  # theirs may be ".5"
-            row.fields["loop_frequency"] = re.sub(r"^\.", "0.", row.fields["loop_frequency"])
+            row.fields["loop_frequency"] = re.sub(r"^\.", "0.", str(row.fields["loop_frequency"]))
     return row
 
 
@@ -349,7 +349,7 @@ def memory(given: Fields, dimensions: int) -> Row:
     row = mapped(given)
     row.fields.pop("updated_at", None)
     if (text := row.fields.pop("original_message_range", None)) is not None:
-        match = re.fullmatch(r"(\d{1,9})-(\d{1,9})", text)
+        match = re.fullmatch(r"(\d{1,9})-(\d{1,9})", str(text))
         if match and 0 < int(match[1]) <= int(match[2]):
             row.fields |= {"first_position": int(match[1]), "last_position": int(match[2])}
         else:

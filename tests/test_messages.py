@@ -85,6 +85,7 @@ def everything() -> dict[str, Any]:
     return dict.fromkeys(names, "\0\ud800") | {
         "id": uuid4(),
         "created_at": datetime(2020, 2, 29, 12, 30, 15, 123456, tzinfo=UTC),
+        "updated_at": datetime(2021, 3, 1, 1, 2, 3, 4, tzinfo=UTC),
         "role": "tool",
         "content": "nul \0, surrogate \ud800, 🙂",
         "extra_data": {"b\0": ["\0", "\ud800"], "a": [1.5, None, True, {}], "c": float("nan")},
@@ -165,7 +166,9 @@ def test_what_is_returned_is_what_is_stored(
         (read,) = chat.stored()
         assert fields_of(made) == fields_of(read)
         if make is everything:
-            assert (read.id, read.created_at) == (message["id"], message["created_at"])
+            for name in ("id", "created_at", "updated_at"):
+                assert getattr(read, name) == message[name]
+            assert chat.row()["updated_at"] > message["updated_at"].isoformat()
             assert read.content == "nul \ufffd, surrogate \ufffd, 🙂"
             assert read.extra_data["b\ufffd"] == ["\ufffd", "\ufffd"]  # type: ignore[index]
             assert read.data == bytes(range(256))
@@ -205,7 +208,7 @@ def test_many_are_appended_all_or_none(chat: Chat, unit: Unit, key: str | None) 
         {"role": "nobody"},
         {"content": None},
         {"position": 7},
-        {"updated_at": datetime.now(UTC)},
+        {"updated_at": datetime(2020, 1, 1)},  # noqa: DTZ001
         {"created_at": datetime(2020, 1, 1)},  # noqa: DTZ001
         {"input_tokens": -1},
         {"extra_data": object()},

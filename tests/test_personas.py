@@ -108,7 +108,7 @@ def test_deleting_a_persona_keeps_conversations_and_memories(
     # The same id in another tenant is another persona.
     PersonaFactory(db=other, id=persona)
     theirs = ConversationFactory(db=other, persona_id=persona).id
-    before = chats[0].to_dict()
+    before = ConversationRepository.require(db, chat).to_dict()
     with counted_round_trips() as trips, counted_statements() as statements:
         assert PersonaRepository.delete(db, persona) is True
     assert (trips.count, len(statements)) == (1, 1)

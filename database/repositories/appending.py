@@ -59,7 +59,7 @@ APPEND = text(
     + f"""
 INSERT INTO messages
     (tenant_id, id, created_at, updated_at, conversation_id, position, {_NAMES})
-SELECT :tenant, :id, :created_at, :now, :conversation, base + 1,
+SELECT :tenant, :id, :created_at, :updated_at, :conversation, base + 1,
     {", ".join(f"CAST(:{name} AS {kind})" for name, kind in _COLUMNS.items())}
 FROM conversation
 RETURNING position - 1"""
@@ -69,6 +69,7 @@ RETURNING position - 1"""
     bindparam("id", type_=Uuid()),
     bindparam("now", type_=Timestamp()),
     bindparam("created_at", type_=Timestamp()),
+    bindparam("updated_at", type_=Timestamp()),
     bindparam("extra_data", type_=JSONB(none_as_null=True)),
     bindparam("data", type_=LargeBinary()),
     count=1,
@@ -82,9 +83,10 @@ _APPEND_MANY = text(
 appended AS (
     INSERT INTO messages
         (tenant_id, id, created_at, updated_at, conversation_id, position, {_NAMES})
-    SELECT :tenant, id, created_at, :now, :conversation, base + number, {_NAMES}
+    SELECT :tenant, id, created_at, coalesce(updated_at, :now), :conversation, base + number,
+        {_NAMES}
     FROM conversation, jsonb_to_recordset(CAST(:rows AS jsonb)) AS item (
-        number bigint, id uuid, created_at timestamptz,
+        number bigint, id uuid, created_at timestamptz, updated_at timestamptz,
         {", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())}
     )
 )
@@ -111,6 +113,7 @@ def append_one(db: Session, conversation: UUID, row: Mapping[str, Any], now: dat
     """Append a checked message; for a known idempotency key return the message that has it."""
     parameters = {
         **_MISSING,
+        "updated_at": now,
         **row,
         "tenant": tenant_of(db),
         "conversation": conversation,
@@ -227,15 +230,18 @@ def _entities(
     known = {
         "tenant_id": tenant_of(db),
         "conversation_id": conversation,
-        "updated_at": now,
         "parent_id": None,
         "is_active": True,
     }
+    names = ("id", "position", "created_at", "updated_at", *_COLUMNS)
     values = (
-        (row["id"], position, row["created_at"], *map(_stored, map(row.get, _COLUMNS)))
+        (
+            *(row["id"], position, row["created_at"], row.get("updated_at", now)),
+            *map(_stored, map(row.get, _COLUMNS)),
+        )
         for position, row in enumerate(rows, base + 1)
     )
-    return loaded(db, MESSAGES, ("id", "position", "created_at", *_COLUMNS), values, known)
+    return loaded(db, MESSAGES, names, values, known)
 
 
 def _stored(value: Any) -> Any:

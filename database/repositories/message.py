@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MessageRepository"]
 
-_MANAGED = ("conversation_id", "position", "parent_id", "is_active", "updated_at")
+_MANAGED = ("conversation_id", "position", "parent_id", "is_active")
 
 _ACTIVE = MESSAGES.select.where(*OF_CONVERSATION, Message.is_active)
 _WINDOW = _ACTIVE.where(Message.position.between(bindparam("start"), bindparam("end"))).order_by(
@@ -87,6 +87,7 @@ class MessageRepository(Repository[Message]):
         idempotency_key: str | None = None,
         id: UUID | None = None,  # noqa: A002
         created_at: datetime | None = None,
+        updated_at: datetime | None = None,
     ) -> Message:
         """Append a message and count it in its conversation, in one statement.
 
@@ -111,6 +112,7 @@ class MessageRepository(Repository[Message]):
                 the first one's message and writes nothing.
             id: For imports.
             created_at: For imports.
+            updated_at: For imports: of the message, not of its conversation.
 
         Returns:
             The message, with its position.
@@ -135,6 +137,7 @@ class MessageRepository(Repository[Message]):
             "idempotency_key": idempotency_key,
             "id": id,
             "created_at": created_at,
+            "updated_at": updated_at,
         }
         now = utcnow()
         row = cls._row(db, given, now)
@@ -373,7 +376,7 @@ class MessageRepository(Repository[Message]):
             InvalidValueError: A field breaks its rule, or is not the caller's to set: position,
                 conversation_id, is_active (`deactivate`, `restore`).
         """
-        cls._refuse_managed(fields)
+        cls._refuse_managed(fields, *_MANAGED, "updated_at")
         if "content" not in fields:
             return super().update(db, id, *args, **fields)
         with transaction(db):
@@ -397,7 +400,7 @@ class MessageRepository(Repository[Message]):
 
     @classmethod
     def _row(cls, db: Session, given: Mapping[str, Any], now: datetime) -> dict[str, Any]:
-        cls._refuse_managed(given)
+        cls._refuse_managed(given, *_MANAGED)
         for required in ("role", "content"):
             if given.get(required) is None:
                 raise InvalidValueError(required, "must be given")
@@ -407,8 +410,8 @@ class MessageRepository(Repository[Message]):
         return row
 
     @staticmethod
-    def _refuse_managed(fields: Mapping[str, Any]) -> None:
-        for name in _MANAGED:
+    def _refuse_managed(fields: Mapping[str, Any], *names: str) -> None:
+        for name in names:
             if name in fields:
                 raise InvalidValueError(name, "is set by the repository")
 

@@ -179,7 +179,7 @@ def test_few_is_the_bound(db: TenantSession, filled: Filled, plans: list[str]) -
         plans.clear()
         recalled(db, filled.queries[0], conversation_id=chat, limit=25)
         # The planner may sort those of a conversation rather than walk the index.
-        assert ("LIMIT p_candidates\n            ) near" in "\n".join(plans)) is index
+        assert ("LIMIT p_candidates\n        ) near" in "\n".join(plans)) is index
         ConversationRepository.delete(db, chat)
 
 

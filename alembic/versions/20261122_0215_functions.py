@@ -136,31 +136,30 @@ BEGIN
     END IF;
     IF p_embedding IS NOT NULL THEN
         -- Of one user or conversation there are few as a rule: what counts them compares them too.
-        v_few := p_user IS NOT NULL OR p_conversation IS NOT NULL OR (
-            SELECT count(*) <= p_few FROM (
+        IF p_conversation IS NOT NULL THEN
+            {of_conversation}
+        ELSIF p_user IS NOT NULL THEN
+            {of_user}
+        ELSE
+            v_few := (SELECT count(*) <= p_few FROM (
                 SELECT FROM conversation_memory t
                 WHERE t.tenant_id = p_tenant {filters} LIMIT p_few + 1) these);
-        IF v_few THEN
-            WITH these AS MATERIALIZED (
-                SELECT t.id, t.embedding <=> p_embedding AS distance FROM conversation_memory t
-                WHERE t.tenant_id = p_tenant {filters} LIMIT p_few + 1
-            ), near AS (
-                SELECT these.id, these.distance FROM these WHERE these.distance IS NOT NULL
-                ORDER BY these.distance, these.id LIMIT p_candidates
-            )
-            SELECT array_agg(near.id), array_agg(near.distance),
-                (SELECT count(*) <= p_few FROM these)
-            INTO v_ids, v_distances, v_few FROM near;
+            IF v_few THEN
+                {of_tenant}
+            END IF;
         END IF;
-        IF NOT v_few THEN
-            SELECT array_agg(near.id), array_agg(near.distance) INTO v_ids, v_distances
-            FROM (
-                SELECT t.id, t.embedding <=> p_embedding AS distance FROM conversation_memory t
-                WHERE t.tenant_id = p_tenant {filters}
-                ORDER BY t.embedding <=> p_embedding LIMIT p_candidates
-            ) near WHERE near.distance IS NOT NULL;
-        END IF;
-        IF NOT v_few AND coalesce(cardinality(v_ids), 0) < p_candidates THEN
+    END IF;
+    -- Each of these has an index that helps or not, depending on what is given. Until the function
+    -- ends, for which it has a setting of its own.
+    PERFORM set_config('plan_cache_mode', 'force_custom_plan', true);
+    IF p_embedding IS NOT NULL AND NOT v_few THEN
+        SELECT array_agg(near.id), array_agg(near.distance) INTO v_ids, v_distances
+        FROM (
+            SELECT t.id, t.embedding <=> p_embedding AS distance FROM conversation_memory t
+            WHERE t.tenant_id = p_tenant {filters}
+            ORDER BY t.embedding <=> p_embedding LIMIT p_candidates
+        ) near WHERE near.distance IS NOT NULL;
+        IF coalesce(cardinality(v_ids), 0) < p_candidates THEN
             WITH every AS MATERIALIZED (
                 SELECT t.id, t.embedding <=> p_embedding AS distance FROM conversation_memory t
                 WHERE t.tenant_id = p_tenant AND t.embedding IS NOT NULL {filters}
@@ -189,6 +188,18 @@ BEGIN
         WHERE t.tenant_id = p_tenant AND t.id = best.id)), best.rank
     FROM best FULL JOIN unnest(v_ids, v_distances) near (id, distance) ON near.id = best.id;
 END $function$
+"""
+COMPARE_FEW = """
+            WITH these AS MATERIALIZED (
+                SELECT t.id, t.embedding <=> p_embedding AS distance FROM conversation_memory t
+                WHERE t.tenant_id = p_tenant {scope} {filters} LIMIT p_few + 1
+            ), near AS (
+                SELECT these.id, these.distance FROM these WHERE these.distance IS NOT NULL
+                ORDER BY these.distance, these.id LIMIT p_candidates
+            )
+            SELECT array_agg(near.id), array_agg(near.distance),
+                (SELECT count(*) <= p_few FROM these)
+            INTO v_ids, v_distances, v_few FROM near;
 """
 MEMORY_FILTERS = """
             AND (p_user IS NULL OR t.user_id = p_user)
@@ -220,13 +231,11 @@ DO $migration$ BEGIN
             OR oid = (SELECT extnamespace FROM pg_extension WHERE extname = 'vector')));
 END $migration$
 """
-# Or a search whose filter passes over most of what the index finds would end too early; one that
-# looks at fewer than it returns misses near ones; and whether an index helps depends on the filters
-# that are given.
+# Or a search whose filter passes over most of what the index finds would end too early, and one that
+# looks at no more than it returns would miss near ones. The last is for the function to change.
 FOR_RECALL = """
 ALTER FUNCTION {signature}
-SET hnsw.iterative_scan = 'strict_order' SET hnsw.ef_search = 200
-SET plan_cache_mode = 'force_custom_plan'
+SET hnsw.iterative_scan = 'strict_order' SET hnsw.ef_search = 200 SET plan_cache_mode = auto
 """
 
 
@@ -276,8 +285,16 @@ def vector_type() -> str:
 
 
 def recall_memories() -> str:
+    def few(scope: str) -> str:
+        return COMPARE_FEW.format(scope=scope, filters=MEMORY_FILTERS).strip()
+
     return RECALL.format(
-        kind=vector_type(), words=words("t.content", f"({UNSPACED})"), filters=MEMORY_FILTERS
+        kind=vector_type(),
+        words=words("t.content", f"({UNSPACED})"),
+        filters=MEMORY_FILTERS,
+        of_conversation=few("AND t.conversation_id = p_conversation"),
+        of_user=few("AND t.user_id = p_user"),
+        of_tenant=few(""),
     )
 
 

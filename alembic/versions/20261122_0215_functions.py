@@ -231,8 +231,8 @@ DO $migration$ BEGIN
             OR oid = (SELECT extnamespace FROM pg_extension WHERE extname = 'vector')));
 END $migration$
 """
-# Or a search whose filter passes over most of what the index finds would end too early, and one that
-# looks at no more than it returns would miss near ones. The last is for the function to change.
+# Or a search whose filter passes over most of what the index finds would end too early, and one
+# that looks at no more than it returns would miss near ones. The last is the function's to change.
 FOR_RECALL = """
 ALTER FUNCTION {signature}
 SET hnsw.iterative_scan = 'strict_order' SET hnsw.ef_search = 200 SET plan_cache_mode = auto

@@ -37,8 +37,9 @@ wheel: setup-dev ## Build the wheel, install it into an empty environment and us
 bench: setup-bench ## Measure
 	$(RUN) -m benchmarks
 
-bench-large: setup-bench ## Measure how searches grow to a million contexts (10 minutes)
+bench-large: setup-bench ## Measure how searches and recalls grow to a million (more than an hour)
 	$(RUN) -m benchmarks.growth 10000 100000 1000000
+	$(RUN) -m benchmarks.growth_of_memories 10000 100000 1000000
 
 clean: ## Remove the environment and all build products; keep the data in .database
 	rm -rf .venv .venv.lock build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

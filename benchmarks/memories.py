@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,7 +62,9 @@ class Store:
 
     url: str
     user: UUID
-    """Whom 500 of the large tenant's memories are about."""
+    """Whom one in 200 of the large tenant's memories is about."""
+    built: float
+    """How many seconds building the index took."""
 
     def use(self) -> None:
         database.configure(url=self.url, tenant_id=TENANT, embedding_dimensions=DIMENSIONS)
@@ -89,7 +92,7 @@ def _centres() -> list[list[float]]:
     return [[chosen.gauss(0, 0.06) for _ in range(DIMENSIONS)] for _ in range(_CLUSTERS)]
 
 
-def fill(url: str) -> Store:
+def fill(url: str, memories: int = MEMORIES, tenants: int = _TENANTS) -> Store:
     """Fill a database, by COPY as the owner; build the index afterwards."""
     database.configure(url=url, tenant_id=TENANT, embedding_dimensions=DIMENSIONS)
     database.init_db()
@@ -97,7 +100,7 @@ def fill(url: str) -> Store:
         users = [user.id for user in UserRepository.create_many(db, [{} for _ in range(200)])]
         conversation = ConversationRepository.create(db).id
     owners = {TENANT: conversation}
-    for number in range(_TENANTS):
+    for number in range(tenants):
         with SessionLocal(tenant_id=f"small-{number}") as db:
             owners[f"small-{number}"] = ConversationRepository.create(db).id
     columns = "tenant_id, id, conversation_id, user_id, sequence, content, importance, embedding"
@@ -110,7 +113,7 @@ def fill(url: str) -> Store:
         copying = f"COPY conversation_memory ({columns}) FROM STDIN".encode()
         with connection.cursor().copy(copying) as copy:
             for tenant, owner in owners.items():
-                many = MEMORIES if tenant == TENANT else _OF_TENANT
+                many = memories if tenant == TENANT else _OF_TENANT
                 for number, vector in enumerate(vectors(many, hash(tenant) % 1000)):
                     user = users[number % len(users)] if tenant == TENANT else None
                     embedding = orjson.dumps(vector).decode()
@@ -118,11 +121,13 @@ def fill(url: str) -> Store:
                     copy.write_row(
                         (tenant, uuid7(), owner, user, number + 1, content, 0.5, embedding)
                     )
-        connection.execute("SET maintenance_work_mem = '1GB'")
+        connection.execute("SET maintenance_work_mem = '2GB'")
+        started = time.perf_counter()
         connection.execute(index[0].encode())
+        built = time.perf_counter() - started
         connection.execute("VACUUM ANALYZE conversation_memory")
     database.close_db()
-    return Store(url, users[0])
+    return Store(url, users[0], built)
 
 
 @contextmanager

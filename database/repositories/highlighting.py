@@ -17,7 +17,6 @@ __all__ = ["Highlighter", "texts_of_json"]
 
 _BEFORE = 60
 _LENGTH = 200
-_UNSPACED = re.compile(UNSPACED)
 
 
 class Highlighter:
@@ -72,4 +71,4 @@ def _words(term: str) -> str:
     if not words:
         return re.escape(term.strip())
     joined = r"\W+".join(words)
-    return joined if _UNSPACED.search(term) else rf"\b{joined}\b"
+    return joined if re.search(UNSPACED, term) else rf"\b{joined}\b"

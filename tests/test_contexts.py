@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
-from threading import Barrier
 from typing import Any
 from uuid import uuid4
 
@@ -29,8 +27,8 @@ from database import ContextRepository as Contexts
 from database.repositories import storing
 from tests.counting import counted_round_trips, counted_statements
 from tests.test_conformance import idle, tenant_of
+from tests.threads import THREADS, in_threads
 
-THREADS = 16
 LATER = datetime(2100, 1, 1, tzinfo=UTC)
 Unit = Callable[[TenantSession], AbstractContextManager[None]]
 alone_and_in_a_unit = pytest.mark.parametrize(
@@ -206,23 +204,11 @@ def test_one_round_trip_reads(db: TenantSession, user: User) -> None:
         assert idle(db)
 
 
-def in_threads(tenant: str, call: Callable[[TenantSession, int], Any], count: int) -> list[Any]:
-    together = Barrier(count)
-
-    def run(number: int) -> Any:
-        with SessionLocal(tenant_id=tenant) as db:
-            together.wait(10)
-            return call(db, number)
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(run, range(count)))
-
-
 def test_threads_storing_one_source_make_one_row(db: TenantSession, user: User) -> None:
     def store(session: TenantSession, number: int) -> Context:
         return Contexts.store(session, user.id, "note", number, source_identifier="s")
 
-    made = in_threads(tenant_of(db), store, THREADS)
+    made = in_threads(tenant_of(db), store)
     (found,) = seen(db)
     assert {str(row.id) for row in made} == {found["id"]}
     assert sum(row.inserted is True for row in made) == 1

@@ -36,7 +36,8 @@ from tests.factories import (
     UserFactory,
 )
 from tests.test_conformance import idle, tenant_of
-from tests.vectors import THREADS, database_for, embedding_of, in_threads, seen
+from tests.threads import THREADS, in_threads
+from tests.vectors import database_for, embedding_of, seen
 
 OLD = datetime(2020, 2, 3, 4, 5, 6, 789, tzinfo=UTC)
 

@@ -28,7 +28,8 @@ from tests.conftest import admin
 from tests.counting import counted_round_trips, counted_statements
 from tests.factories import ConversationFactory, UserFactory
 from tests.test_conformance import idle, tenant_of
-from tests.vectors import age, database_for, in_threads, seen
+from tests.threads import in_threads
+from tests.vectors import age, database_for, seen
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

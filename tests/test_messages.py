@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from datetime import UTC, datetime
 from itertools import chain
 from random import Random
-from threading import Barrier
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -34,8 +32,8 @@ from database import (
 from database import MessageRepository as Messages
 from database.repositories import appending, histories
 from tests.counting import counted_round_trips, counted_statements
+from tests.threads import THREADS, in_threads
 
-THREADS = 16
 Unit = Callable[[TenantSession], AbstractContextManager[None]]
 alone_and_in_a_unit = pytest.mark.parametrize(
     "unit", [lambda _: nullcontext(), transaction], ids=["alone", "in a unit"]
@@ -112,19 +110,6 @@ def connections_in_use() -> int:
     pool = get_engine().pool
     assert isinstance(pool, QueuePool)
     return pool.checkedout()
-
-
-def in_threads(tenant: str, call: Callable[[TenantSession, int], Any]) -> list[Any]:
-    """What the call returns in threads that start together, each with a session of its own."""
-    together = Barrier(THREADS)
-
-    def run(number: int) -> Any:
-        with SessionLocal(tenant_id=tenant) as db:
-            together.wait(10)
-            return call(db, number)
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(run, range(THREADS)))
 
 
 # Appending

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from threading import Barrier
 from typing import Any, TypeVar
 
 import pytest
@@ -42,11 +40,11 @@ from examples import persona_chat
 from tests.conftest import admin
 from tests.counting import Statements, counted_statements
 from tests.factories import MemoryFactory, ModuleFactory, PersonaFactory
+from tests.threads import THREADS, in_threads
 
 T = TypeVar("T")
 
 ROOT = Path(__file__).parents[1]
-THREADS = 16
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
@@ -80,19 +78,6 @@ def statements_are(count: int) -> Iterator[Statements]:
         yield statements
     assert len(statements) == count, statements
     assert checked_out() == 0
-
-
-def in_threads(tenant: str, call: Callable[[TenantSession, int], T]) -> list[T]:
-    """What the call returns in threads that start together, each with a session of its own."""
-    together = Barrier(THREADS)
-
-    def run(number: int) -> T:
-        with SessionLocal(tenant_id=tenant) as db:
-            together.wait(10)
-            return call(db, number)
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(run, range(THREADS)))
 
 
 # The example

@@ -22,7 +22,8 @@ from database import MemoryRepository as Memories
 from tests.counting import counted_round_trips, counted_statements
 from tests.factories import ConversationFactory, PersonaFactory, UserFactory
 from tests.test_conformance import idle, tenant_of
-from tests.vectors import THREADS, age, at, database_for, in_threads, seen
+from tests.threads import THREADS, in_threads
+from tests.vectors import age, at, database_for, seen
 
 if TYPE_CHECKING:
     from database.repositories.recalling import Recalled

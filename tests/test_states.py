@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from random import Random
-from threading import Barrier
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -35,6 +33,7 @@ from database import StateRepository as States
 from database.repositories.state_keys import KEY, getting
 from tests.counting import counted_round_trips, counted_statements
 from tests.factories import ConversationFactory, ModuleFactory, PersonaFactory
+from tests.threads import in_threads
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 JSON_VALUES: list[Any] = [None, True, 0, -1.5, "", "text", [], [None], {}, {"a": {"b": [1]}}]
@@ -42,19 +41,6 @@ JSON_VALUES: list[Any] = [None, True, 0, -1.5, "", "text", [], [None], {}, {"a":
 
 def idle(db: TenantSession) -> bool:
     return not db.in_transaction() and get_engine().pool.checkedout() == 0  # type: ignore[attr-defined]
-
-
-def in_threads(count: int, tenant: str, call: Callable[[TenantSession, int], Any]) -> list[Any]:
-    """What the call returns in threads that start together, each with a session of its own."""
-    together = Barrier(count)
-
-    def run(number: int) -> Any:
-        with SessionLocal(tenant_id=tenant) as db:
-            together.wait(30)
-            return call(db, number)
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(run, range(count)))
 
 
 @pytest.fixture
@@ -175,7 +161,7 @@ def test_threads_set_the_same_and_different_keys(
         States.set_many(session, chat, shared)
         return versions
 
-    versions = in_threads(16, tenant, work)
+    versions = in_threads(tenant, work)
     assert sorted(chain.from_iterable(versions)) == list(range(1, 81))
     states = {state.state_key: state for state in States.get_all(db, chat)}
     assert len(states) == 16 + 1 + 20
@@ -355,7 +341,7 @@ def test_threads_count_by_compare_and_set(db: TenantSession, chat: UUID, tenant:
                     conflicts += 1
         return conflicts
 
-    in_threads(32, tenant, increment)
+    in_threads(tenant, increment, 32)
     found = States.get(db, chat, "counter")
     assert found is not None
     assert (found.state_value, found.version) == (96, 96)
@@ -383,7 +369,7 @@ def test_update_by_json_merge(db: TenantSession, chat: UUID, owners: dict[str, A
 
 
 def test_threads_merge(db: TenantSession, chat: UUID, tenant: str) -> None:
-    in_threads(16, tenant, lambda session, n: States.merge(session, chat, "k", {str(n): n}))
+    in_threads(tenant, lambda session, n: States.merge(session, chat, "k", {str(n): n}))
     found = States.get(db, chat, "k")
     assert found is not None
     assert found.state_value == {str(n): n for n in range(16)}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Barrier
 from typing import Any
 from uuid import UUID
 
@@ -18,8 +16,6 @@ from database.schema import upgrade
 from database.settings import Settings
 from tests.conftest import database_of
 from tests.test_conformance import tenant_of
-
-THREADS = 16
 
 
 @contextmanager
@@ -34,18 +30,6 @@ def at(degrees: float, length: float = 1) -> list[float]:
     """A vector whose cosine similarity to `at(0)` is that of the angle."""
     radians = math.radians(degrees)
     return [length * math.cos(radians), length * math.sin(radians), 0]
-
-
-def in_threads(tenant: str, call: Callable[[TenantSession, int], Any]) -> list[Any]:
-    together = Barrier(THREADS)
-
-    def run(number: int) -> Any:
-        with SessionLocal(tenant_id=tenant) as db:
-            together.wait(10)
-            return call(db, number)
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(run, range(THREADS)))
 
 
 def seen(db: TenantSession, **filters: Any) -> list[Memory]:

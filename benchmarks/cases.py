@@ -127,7 +127,7 @@ CASES = (
     ),
     Case("recall-user", memories.recall_user, (Claim("recall of a user's 500", 1.5),)),
     Case("recall-small", memories.recall_small, (Claim("recall in 1 of 100 tenants", 1.5),)),
-    Case("add-many", memories.add_many, (Claim("add_many of 10,000 memories", 0.8),), fewest=3),
+    Case("add-many", memories.add_many, (Claim("add_many of 10,000 memories", 0.8),), fewest=2),
     Case("import", works.importing, (Claim("import database", 1.15),), fewest=15),
     # Last: its messages make the tables larger.
     Case("bulk", works.bulk, (Claim("append_many of 10,000", 0.8),), fewest=10),

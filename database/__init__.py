@@ -57,8 +57,7 @@ from database.repositories.memory import MemoryRepository
 from database.repositories.message import MessageRepository
 from database.repositories.module import ModuleRepository
 from database.repositories.persona import PersonaRepository
-from database.repositories.recalling import Parts as RecallParts
-from database.repositories.recalling import Recalled
+from database.repositories.recalling import Recalled, RecallParts
 from database.repositories.state import StateRepository
 from database.repositories.storing import Stored
 from database.repositories.user import UserRepository

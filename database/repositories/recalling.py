@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FEW",
-    "Parts",
+    "RecallParts",
     "Recalled",
     "Weighing",
     "check_similarity",
@@ -48,7 +48,7 @@ _FUSION = 60.0  # the constant k of reciprocal rank fusion
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class RecallParts:
     """What a score is made of.
 
     Attributes:
@@ -73,7 +73,7 @@ class Recalled:
 
     memory: Memory
     score: float
-    parts: Parts
+    parts: RecallParts
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +266,7 @@ def _recalled(db: Session, rows: Sequence[Any]) -> list[Recalled]:
     found = []
     for memory, row in zip(memories, rows, strict=True):
         similarity, text_rank, relevance, recency, score = row[width:-2]
-        parts = Parts(relevance, recency, memory.importance, similarity, text_rank)
+        parts = RecallParts(relevance, recency, memory.importance, similarity, text_rank)
         found.append(Recalled(memory, score, parts))
     return found
 

@@ -185,7 +185,8 @@ def test_the_index_is_used_after_searches_of_everything(explained: Explained, ca
 
 def test_the_rows_of_hits_are_read_by_their_keys(explained: Explained) -> None:
     search(explained, "tenant", {"query": "common"})
-    assert "Seq Scan" not in explained.plan()
+    # Not so where hits are ranked: a thousand of four thousand rows are better read in one scan.
+    assert "Index Scan using pk_contexts on contexts  " in explained.plan()
 
 
 def test_a_list_by_source_and_user_has_an_index(explained: Explained) -> None:

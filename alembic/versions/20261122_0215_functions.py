@@ -51,7 +51,7 @@ CREATE FUNCTION search_{table}(
     p_words text, p_regex text, p_ranked integer,
     p_after_rank real, p_after_id uuid, p_limit integer
 ) RETURNS TABLE (id uuid, rank real)
-LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 50 SET plan_cache_mode = auto AS $function$
+LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 10 SET plan_cache_mode = auto AS $function$
 #variable_conflict use_column
 DECLARE
     v_query tsquery := websearch_to_tsquery('simple', p_words);
@@ -120,7 +120,7 @@ CREATE FUNCTION recall_memories(
     p_tenant text, p_user uuid, p_conversation uuid, p_persona uuid, p_type text,
     p_embedding {kind}, p_words text, p_regex text, p_candidates integer, p_few integer
 ) RETURNS TABLE (id uuid, distance double precision, rank real)
-LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 100 AS $function$
+LANGUAGE plpgsql STABLE SECURITY DEFINER ROWS 10 AS $function$
 #variable_conflict use_column
 DECLARE
     v_query tsquery := websearch_to_tsquery('simple', p_words);

@@ -234,15 +234,14 @@ QUESTIONS = ("When does the train leave for Turin?", "What is my dog called?", "
 
 def memories(found: Sequence[Recalled], title: str) -> Table:
     """Return what was recalled, with the score and what it is made of."""
-    heads = ("Score", "Relevance", "Recency", "Importance", "Similarity", "Text")
-    table = Table("Memory", "Messages", *heads, title=title, title_justify="left")
+    made_of = "= relevance + recency + importance"
+    table = Table("Memory", "Messages", "Score", made_of, title=title, title_justify="left")
     for recalled in found:
         memory, parts = recalled.memory, recalled.parts
-        numbers = (recalled.score, parts.relevance, parts.recency, parts.importance)
-        compared = (parts.similarity, parts.text_rank)  # None where there was nothing to compare
-        shown = ("" if number is None else f"{number:.2f}" for number in (*numbers, *compared))
+        numbers = (parts.relevance, parts.recency, parts.importance)
+        summed = " + ".join(f"{number:.2f}" for number in numbers)
         span = f"{memory.first_position}-{memory.last_position}"
-        table.add_row(Text(memory.content), span, *shown)
+        table.add_row(Text(memory.content), span, f"{recalled.score:.2f}", summed)
     return table
 
 

@@ -133,6 +133,7 @@ class Raw:
             "tenant": self.tenant,
             "id": uuid7(),
             "created_at": now,
+            "updated_at": now,
             "conversation": conversation,
             "preview": message["content"][:PREVIEW],
             "now": now,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +9,8 @@ from sqlalchemy import make_url
 
 from database import Message, PersonaRepository, UserRepository, configure, get_db_session
 from tests.conftest import admin
+from tests.running import in_order, run_example
 
-ROOT = Path(__file__).parents[1]
 SAID = (
     "Welcome aboard! Where do we go?",
     "How long is it?",
@@ -25,30 +22,9 @@ SAID = (
 REMEMBERED = ("Clara remembers", "You told me: My dog is called Rufus.", "2.50", "11-20")
 
 
-def quickstart(folder: Path, url: str) -> subprocess.CompletedProcess[str]:
-    """Run the demo; it must read no `.env` of ours, and any warning fails it."""
-    given = {k: v for k, v in os.environ.items() if not k.startswith("DATABASE_")}
-    return subprocess.run(
-        [sys.executable, "-W", "error", ROOT / "examples" / "quickstart.py"],
-        cwd=folder,
-        env=given
-        | {"DATABASE_URL": url, "DATABASE_CONNECT_RETRIES": "0", "PYTHONPATH": str(ROOT)}
-        | {"COLUMNS": "100", "NO_COLOR": "1"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-def in_order(output: str, parts: tuple[str, ...]) -> bool:
-    places = [output.find(part) for part in parts]
-    return -1 not in places and places == sorted(places)
-
-
 def test_quickstart_shows_the_conversation_every_time(empty_url: str, tmp_path: Path) -> None:
     for run in (1, 2):
-        done = quickstart(tmp_path, empty_url)
+        done = run_example("quickstart.py", tmp_path, empty_url)
         assert (done.returncode, done.stderr) == (0, "")
         shown = (*SAID, "The newest conversations", *REMEMBERED, "'status': 'healthy'")
         assert in_order(done.stdout, shown)
@@ -71,7 +47,7 @@ def test_quickstart_works_where_others_work_too(fresh_url: str, tmp_path: Path) 
         UserRepository.create(db, email="ada@example.com", first_name="Ada")
     with get_db_session(tenant_id="another") as db:
         PersonaRepository.create(db, name="Navigator", template="another's")
-    done = quickstart(tmp_path, fresh_url)
+    done = run_example("quickstart.py", tmp_path, fresh_url)
     assert (done.returncode, done.stderr) == (0, "")
     assert in_order(done.stdout, SAID)
 
@@ -88,7 +64,7 @@ def test_quickstart_works_where_others_work_too(fresh_url: str, tmp_path: Path) 
 def test_quickstart_ends_with_one_line_if_there_is_no_database(
     tmp_path: Path, url: str, reason: str
 ) -> None:
-    done = quickstart(tmp_path, url)
+    done = run_example("quickstart.py", tmp_path, url)
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("The demo stopped: DATABASE_URL: ")
@@ -104,7 +80,7 @@ def test_quickstart_ends_with_one_line_if_it_may_not_migrate(
     with admin(server) as connection:
         connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'weak'")
     try:
-        done = quickstart(tmp_path, url.render_as_string(hide_password=False))
+        done = run_example("quickstart.py", tmp_path, url.render_as_string(hide_password=False))
     finally:
         with admin(server) as connection:
             connection.execute(f"DROP ROLE {role}")

@@ -44,10 +44,10 @@ from database import (
 from examples import jean_memory
 from tests.conftest import admin
 from tests.counting import counted_statements
+from tests.running import ROOT, in_order, run_example
 
 T = TypeVar("T")
 
-ROOT = Path(__file__).parents[1]
 GOOGLE_ID = "115292150460684697600"
 TABLES = {"users", "identities", "api_keys", "contexts"}
 
@@ -115,30 +115,12 @@ SHOWN = (
 )
 
 
-def run_example(folder: Path, url: str) -> subprocess.CompletedProcess[str]:
-    given = {k: v for k, v in os.environ.items() if not k.startswith("DATABASE_")}
-    return subprocess.run(
-        [sys.executable, "-W", "error", ROOT / "examples" / "jean_memory.py"],
-        cwd=folder,
-        env=given
-        | {"DATABASE_URL": url, "DATABASE_CONNECT_RETRIES": "0", "PYTHONPATH": str(ROOT)}
-        | {"COLUMNS": "100", "NO_COLOR": "1", "PYTHONUTF8": "1"},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=60,
-        check=False,
-    )
-
-
 def test_the_example_shows_the_same_every_time(empty_url: str, tmp_path: Path) -> None:
     outputs = []
     for _ in range(2):
-        done = run_example(tmp_path, empty_url)
+        done = run_example("jean_memory.py", tmp_path, empty_url)
         assert (done.returncode, done.stderr) == (0, "")
-        places = [done.stdout.find(part) for part in SHOWN]
-        assert -1 not in places, SHOWN[places.index(-1)]
-        assert places == sorted(places)
+        assert in_order(done.stdout, SHOWN)
         outputs.append(done.stdout)
     assert outputs[0] == outputs[1]
 
@@ -151,7 +133,7 @@ def test_the_example_shows_the_same_every_time(empty_url: str, tmp_path: Path) -
 
 
 def test_the_example_ends_with_one_line_if_there_is_no_database(tmp_path: Path) -> None:
-    done = run_example(tmp_path, "postgresql://me:secret-word@127.0.0.1:1/chat")
+    done = run_example("jean_memory.py", tmp_path, "postgresql://me:secret-word@127.0.0.1:1/chat")
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("The demo stopped: DATABASE_URL: ")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -40,11 +37,11 @@ from examples import persona_chat
 from tests.conftest import admin
 from tests.counting import Statements, counted_statements
 from tests.factories import MemoryFactory, ModuleFactory, PersonaFactory
+from tests.running import ROOT, in_order, run_example
 from tests.threads import THREADS, in_threads
 
 T = TypeVar("T")
 
-ROOT = Path(__file__).parents[1]
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
@@ -102,30 +99,12 @@ SHOWN = (
 )
 
 
-def run_example(folder: Path, url: str) -> subprocess.CompletedProcess[str]:
-    given = {k: v for k, v in os.environ.items() if not k.startswith("DATABASE_")}
-    return subprocess.run(
-        [sys.executable, "-W", "error", ROOT / "examples" / "persona_chat.py"],
-        cwd=folder,
-        env=given
-        | {"DATABASE_URL": url, "DATABASE_CONNECT_RETRIES": "0", "PYTHONPATH": str(ROOT)}
-        | {"COLUMNS": "120", "NO_COLOR": "1", "PYTHONUTF8": "1"},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=60,
-        check=False,
-    )
-
-
 def test_the_example_shows_the_same_every_time(empty_url: str, tmp_path: Path) -> None:
     outputs = []
     for _ in range(2):
-        done = run_example(tmp_path, empty_url)
+        done = run_example("persona_chat.py", tmp_path, empty_url, columns=120)
         assert (done.returncode, done.stderr) == (0, "")
-        places = [done.stdout.find(part) for part in SHOWN]
-        assert -1 not in places, SHOWN[places.index(-1)]
-        assert places == sorted(places)
+        assert in_order(done.stdout, SHOWN)
         outputs.append(done.stdout)
     assert outputs[0] == outputs[1]
 
@@ -138,7 +117,7 @@ def test_the_example_shows_the_same_every_time(empty_url: str, tmp_path: Path) -
 
 
 def test_the_example_ends_with_one_line_if_there_is_no_database(tmp_path: Path) -> None:
-    done = run_example(tmp_path, "postgresql://me:secret-word@127.0.0.1:1/chat")
+    done = run_example("persona_chat.py", tmp_path, "postgresql://me:secret-word@127.0.0.1:1/chat")
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("The demo stopped: DATABASE_URL: ")

@@ -34,6 +34,7 @@ __all__ = [
     "Tenant",
     "TenantSession",
     "bind_tenant",
+    "binding_of",
     "moving_to_tenant",
     "return_to_tenant",
     "tenant_of",
@@ -126,6 +127,12 @@ def _refuse_within_transaction(db: Session) -> None:
     if db.in_transaction():
         msg = "a session cannot change its tenant within a transaction"
         raise ConfigurationError(msg)
+
+
+def binding_of(db: Session) -> Tenant:
+    """Return the session's tenant, or `ALL_TENANTS`."""
+    bound: Tenant = db.info[_TENANT]
+    return bound
 
 
 def tenant_of(db: Session) -> str:

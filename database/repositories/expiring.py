@@ -9,7 +9,7 @@ from sqlalchemy import TextClause, bindparam, text
 
 from database.models.base import TenantModel
 from database.repositories.base import Repository
-from database.session import ALL_TENANTS
+from database.session import ALL_TENANTS, binding_of
 from database.types import Timestamp, utcnow
 from database.units import one_read, one_write
 
@@ -40,7 +40,7 @@ class ExpiringRepository(Repository[ModelT]):
         from database.rules import check_number
 
         size = check_number("batch_size", batch_size, 1, 100_000)
-        tenant = db.info["database.tenant"]
+        tenant = binding_of(db)
         parameters: dict[str, Any] = {"now": utcnow()}
         if tenant is not ALL_TENANTS:
             parameters["tenant"] = tenant

@@ -124,6 +124,20 @@ def configured(worker_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     database.close_db()
 
 
+@pytest.fixture(scope="session")
+def small_url(server: str) -> Iterator[str]:
+    """The URL of this worker's database for vectors of three dimensions."""
+    with database_of(server, None) as url:
+        upgrade(settings=Settings(url=url, embedding_dimensions=3, _env_file=None))
+        yield url
+
+
+@pytest.fixture
+def short_vectors(configured: None, small_url: str) -> None:
+    """The library, configured for that one instead."""
+    database.configure(url=small_url, embedding_dimensions=3)
+
+
 @pytest.fixture
 def tenant() -> str:
     """A tenant that no other test has."""

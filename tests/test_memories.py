@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
 from threading import Thread
 from typing import Any
@@ -11,7 +10,6 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
-import database
 from database import (
     AlreadyExistsError,
     ConversationRepository,
@@ -37,23 +35,12 @@ from tests.factories import (
 )
 from tests.test_conformance import idle, tenant_of
 from tests.threads import THREADS, in_threads
-from tests.vectors import database_for, embedding_of, seen
+from tests.vectors import embedding_of, seen
 
 OLD = datetime(2020, 2, 3, 4, 5, 6, 789, tzinfo=UTC)
 
 
-@pytest.fixture(scope="module")
-def small_url(server: str) -> Iterator[str]:
-    with database_for(server, 3) as url:
-        yield url
-
-
-@pytest.fixture(autouse=True)
-def configured(small_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv("DATABASE_URL", raising=False)
-    database.configure(url=small_url, embedding_dimensions=3)
-    yield
-    database.close_db()
+pytestmark = pytest.mark.usefixtures("short_vectors")
 
 
 @pytest.fixture

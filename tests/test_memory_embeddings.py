@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,19 +21,7 @@ from tests.factories import ConversationFactory, MemoryFactory
 from tests.test_conformance import idle
 from tests.vectors import database_for, embedding_of, seen
 
-
-@pytest.fixture(scope="module")
-def small_url(server: str) -> Iterator[str]:
-    with database_for(server, 3) as url:
-        yield url
-
-
-@pytest.fixture(autouse=True)
-def configured(small_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv("DATABASE_URL", raising=False)
-    database.configure(url=small_url, embedding_dimensions=3)
-    yield
-    database.close_db()
+pytestmark = pytest.mark.usefixtures("short_vectors")
 
 
 @pytest.fixture

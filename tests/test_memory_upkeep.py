@@ -12,7 +12,6 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
-import database
 from database import (
     ConversationRepository,
     InvalidValueError,
@@ -29,24 +28,13 @@ from tests.counting import counted_round_trips, counted_statements
 from tests.factories import ConversationFactory, UserFactory
 from tests.test_conformance import idle, tenant_of
 from tests.threads import in_threads
-from tests.vectors import age, database_for, seen
+from tests.vectors import age, seen
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 
 
-@pytest.fixture(scope="module")
-def small_url(server: str) -> Iterator[str]:
-    with database_for(server, 3) as url:
-        yield url
-
-
-@pytest.fixture(autouse=True)
-def configured(small_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv("DATABASE_URL", raising=False)
-    database.configure(url=small_url, embedding_dimensions=3)
-    yield
-    database.close_db()
+pytestmark = pytest.mark.usefixtures("short_vectors")
 
 
 @pytest.fixture

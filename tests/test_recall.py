@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import database
 from database import (
     ConversationRepository,
     InvalidValueError,
@@ -23,7 +22,7 @@ from tests.counting import counted_round_trips, counted_statements
 from tests.factories import ConversationFactory, PersonaFactory, UserFactory
 from tests.test_conformance import idle, tenant_of
 from tests.threads import THREADS, in_threads
-from tests.vectors import age, at, database_for, seen
+from tests.vectors import age, at, seen
 
 if TYPE_CHECKING:
     from database.repositories.recalling import Recalled
@@ -39,18 +38,7 @@ ABOUT: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(scope="module")
-def small_url(server: str) -> Iterator[str]:
-    with database_for(server, 3) as url:
-        yield url
-
-
-@pytest.fixture(autouse=True)
-def configured(small_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv("DATABASE_URL", raising=False)
-    database.configure(url=small_url, embedding_dimensions=3)
-    yield
-    database.close_db()
+pytestmark = pytest.mark.usefixtures("short_vectors")
 
 
 @pytest.fixture

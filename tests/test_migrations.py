@@ -84,7 +84,7 @@ CATALOGS = {
         WHERE c.relnamespace = {HERE} AND c.relkind <> 'i' AND {NOT_ALEMBICS}
         AND {own("pg_class", "c")}""",
     "columns": f"""
-        SELECT c.relname, a.attnum, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+        SELECT c.relname, rank() OVER (PARTITION BY c.oid ORDER BY a.attnum), a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
                pg_get_expr(d.adbin, d.adrelid), a.attgenerated, a.attidentity,
                (SELECT collname FROM pg_collation WHERE oid = a.attcollation)
         FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
@@ -175,7 +175,10 @@ def rendered(configuration: Settings, revision: str = "head") -> str:
 
 def execute(url: str, script: str) -> None:
     with admin(url) as connection:
-        connection.execute(script.encode())
+        # As psql sends them: outside a transaction each statement alone.
+        for part in re.split(r"(?ms)^(BEGIN;.*?^COMMIT;)$", script):
+            for statement in [part] if part.startswith("BEGIN;") else part.split(";\n"):
+                connection.execute(statement.encode())
 
 
 # --- roles, which belong to the whole server ------------------------------------------------------

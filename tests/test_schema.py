@@ -40,6 +40,7 @@ FOREIGN_KEYS = sorted(
 OPTIONAL = {
     ("conversations", "persona_id"),
     ("conversations", "head_id"),
+    ("conversations", "forked_at_id"),
     ("messages", "parent_id"),
     ("conversation_memory", "persona_id"),
     ("conversation_memory", "first_message_id"),

@@ -29,7 +29,12 @@ class Conversation(TenantModel):
 
     `message_count`, `last_position`, `last_message` and `updated_at` follow its messages,
     `last_sequence` its memories.
-    `head_id` is the message that the next one follows; None stands for the newest.
+
+    As long as it is not `is_branched`, its history is all its messages by position. From then on
+    the history ends with the message `head_id`, which the next one follows; None: it is empty.
+    A fork begins with the history of another conversation up to the message `forked_at_id`;
+    `is_shared` tells that forks may show this one's messages.
+    `scope` is whose or where it is, for the application to list by: a channel, a project.
     """
 
     __tablename__ = "conversations"
@@ -37,11 +42,26 @@ class Conversation(TenantModel):
         owned_by("user_id", "users"),
         refers_to("persona_id", "personas"),
         refers_to("head_id", "messages"),
+        refers_to("forked_at_id", "messages"),
         UniqueConstraint("tenant_id", "thread_id"),
         Index(None, "tenant_id", "user_id", "updated_at", "id"),
         Index(None, "tenant_id", "updated_at", "id"),
         Index(None, "tenant_id", "persona_id", postgresql_where=text("persona_id IS NOT NULL")),
         Index(None, "tenant_id", "head_id", postgresql_where=text("head_id IS NOT NULL")),
+        Index(
+            None,
+            "tenant_id",
+            "forked_at_id",
+            postgresql_where=text("forked_at_id IS NOT NULL"),
+        ),
+        Index(
+            None,
+            "tenant_id",
+            "scope",
+            "updated_at",
+            "id",
+            postgresql_where=text("scope IS NOT NULL"),
+        ),
         Index(None, "tenant_id", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
         CheckConstraint("thread_id <> ''", name="thread_id"),
         CheckConstraint("message_count >= 0", name="message_count"),
@@ -66,6 +86,12 @@ class Conversation(TenantModel):
         "metadata", default_factory=dict, server_default=text("'{}'::jsonb"), repr=False
     )
     expires_at: Mapped[datetime | None] = mapped_column(default=None)
+    scope: Mapped[Str255 | None] = mapped_column(default=None, info=rule(min_length=1))
+    is_branched: Mapped[bool] = mapped_column(
+        default=False, server_default=text("false"), repr=False
+    )
+    is_shared: Mapped[bool] = mapped_column(default=False, server_default=text("false"), repr=False)
+    forked_at_id: Mapped[UUID | None] = mapped_column(default=None, repr=False)
 
     if TYPE_CHECKING:
         user_email: Mapped[str | None] = mapped_column(init=False)

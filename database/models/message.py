@@ -37,7 +37,8 @@ class Message(TenantModel):
     """A message; `position` numbers the messages of its conversation from 1, without gaps.
 
     `parent_id` None means that it follows the message before it by position; it is set where a
-    message follows another one, as the first of a branch does.
+    message follows another one, as the first of a branch does, and is its own id where it follows
+    none though others are before it.
     """
 
     __tablename__ = "messages"
@@ -46,6 +47,13 @@ class Message(TenantModel):
         refers_to("parent_id", "messages"),
         UniqueConstraint("tenant_id", "conversation_id", "position"),
         Index(None, "tenant_id", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
+        Index(
+            "ix_messages_branches",
+            "tenant_id",
+            "conversation_id",
+            "position",
+            postgresql_where=text("parent_id IS NOT NULL"),
+        ),
         Index(
             "uq_messages_idempotency_key",
             "tenant_id",

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from database.pagination import Page, SearchPage
     from database.repositories.api_key import ApiKeyRepository, NewApiKey
     from database.repositories.base import Repository
+    from database.repositories.branching import Branch
     from database.repositories.compressing import MemoryStatus
     from database.repositories.context import ContextRepository
     from database.repositories.conversation import ConversationRepository
@@ -80,6 +81,7 @@ __all__ = [
     "ApiKeyRepository",
     "AuthenticationError",
     "Base",
+    "Branch",
     "ConfigurationError",
     "ConflictError",
     "Context",
@@ -181,6 +183,7 @@ _HOMES = {
     "database.pagination": ("Page", "SearchPage"),
     "database.repositories.api_key": ("ApiKeyRepository", "NewApiKey"),
     "database.repositories.base": ("Repository",),
+    "database.repositories.branching": ("Branch",),
     "database.repositories.compressing": ("MemoryStatus",),
     "database.repositories.context": ("ContextRepository",),
     "database.repositories.conversation": ("ConversationRepository",),

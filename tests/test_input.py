@@ -176,6 +176,8 @@ def test_none(case: Case, column: Column[Any], db: TenantSession) -> None:
     managed = (case.repository, column.name) in (
         (MessageRepository, "parent_id"),
         (ApiKeyRepository, "revoked_at"),
+        (ConversationRepository, "head_id"),
+        (ConversationRepository, "forked_at_id"),
     )
     if (column.nullable or json) and not managed:
         found = case.factory(db=db, **{column.name: None})
@@ -334,7 +336,7 @@ def test_values_at_the_edge(db: TenantSession) -> None:
 REFERENCES = [
     (case, column.name)
     for case, column in COLUMNS
-    if column.foreign_keys and column.name not in ("id", "parent_id")
+    if column.foreign_keys and column.name not in ("id", "parent_id", "head_id", "forked_at_id")
 ]
 
 

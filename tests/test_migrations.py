@@ -84,7 +84,8 @@ CATALOGS = {
         WHERE c.relnamespace = {HERE} AND c.relkind <> 'i' AND {NOT_ALEMBICS}
         AND {own("pg_class", "c")}""",
     "columns": f"""
-        SELECT c.relname, rank() OVER (PARTITION BY c.oid ORDER BY a.attnum), a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
+        SELECT c.relname, rank() OVER (PARTITION BY c.oid ORDER BY a.attnum), a.attname,
+               format_type(a.atttypid, a.atttypmod), a.attnotnull,
                pg_get_expr(d.adbin, d.adrelid), a.attgenerated, a.attidentity,
                (SELECT collname FROM pg_collation WHERE oid = a.attcollation)
         FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import and_, bindparam, func, select, update
 
 from database.models.conversation import Conversation
 from database.models.message import Message
+from database.repositories.loading import read, shape_of
+from database.repositories.paths import HEAD, in_range, path_to
 from database.session import tenant_of
 from database.types import utcnow
 
@@ -15,49 +18,87 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from sqlalchemy.orm import Session
+    from sqlalchemy.sql.dml import ReturningUpdate
 
-__all__ = ["PREVIEW", "lock", "recount"]
+__all__ = ["PREVIEW", "lock", "move_head", "recount"]
 
 PREVIEW = 200
 """How many characters of the newest message a conversation shows."""
 
+_SHAPE = shape_of(Conversation)
 _THE_CONVERSATION = (
     Conversation.tenant_id == bindparam("tenant"),
     Conversation.id == bindparam("conversation"),
 )
-_ITS_MESSAGES = (
-    (Message.tenant_id == Conversation.tenant_id)
-    & (Message.conversation_id == Conversation.id)
-    & Message.is_active
-)
-_LOCK = (
-    select(Conversation.id)
-    .where(*_THE_CONVERSATION)
-    .with_for_update()
-    .execution_options(names_tenant=True)
-)
-_RECOUNT = (
+_LOCK = _SHAPE.select.where(*_THE_CONVERSATION).with_for_update(of=Conversation)
+_MOVE_HEAD = (
     update(Conversation)
     .where(*_THE_CONVERSATION)
-    .values(
-        message_count=select(func.count()).where(_ITS_MESSAGES).scalar_subquery(),
-        last_message=select(func.left(Message.content, PREVIEW))
-        .where(_ITS_MESSAGES)
-        .order_by(Message.position.desc())
-        .limit(1)
-        .scalar_subquery(),
-        updated_at=bindparam("now"),
-    )
+    .values(head_id=bindparam("head"), is_branched=True)
     .execution_options(synchronize_session=False, names_tenant=True)
+)
+_FORKS = (
+    select(Conversation.id)
+    .join(
+        Message,
+        (Message.tenant_id == bindparam("tenant")) & (Message.id == Conversation.forked_at_id),
+    )
+    .where(
+        Conversation.tenant_id == bindparam("tenant"),
+        Message.conversation_id == bindparam("conversation"),
+        Conversation.id != bindparam("conversation"),
+    )
+    .order_by(Conversation.id)
+    .execution_options(names_tenant=True)
 )
 
 
-def lock(db: Session, conversation: UUID) -> None:
-    """Lock a conversation until the transaction ends, as every append does."""
-    db.execute(_LOCK, {"tenant": tenant_of(db), "conversation": conversation})
+def lock(db: Session, conversation: UUID) -> Conversation | None:
+    """Lock a conversation until the transaction ends, as every append does, and return it."""
+    parameters = {"tenant": tenant_of(db), "conversation": conversation}
+    return next(iter(read(db, _SHAPE, _LOCK, parameters)), None)
+
+
+def move_head(db: Session, conversation: UUID, head: UUID | None) -> None:
+    """Let the history of a locked conversation end with a message; it is a branched one then."""
+    parameters = {"tenant": tenant_of(db), "conversation": conversation, "head": head}
+    db.execute(_MOVE_HEAD, parameters)
 
 
 def recount(db: Session, conversation: UUID) -> None:
-    """Bring count and preview of a locked conversation in line with its active messages."""
+    """Bring count and preview in line with the active messages of a locked conversation's history.
+
+    So with those of its forks, which may show the same messages.
+    """
     parameters = {"tenant": tenant_of(db), "conversation": conversation, "now": utcnow()}
-    db.execute(_RECOUNT, parameters)
+    shared = db.execute(_recounting(branched=False), parameters).scalar_one_or_none()
+    if shared is None:
+        shared = db.execute(_recounting(branched=True), parameters).scalar_one_or_none()
+    if shared:
+        for fork in db.scalars(_FORKS, parameters).all():
+            recount(db, fork)
+
+
+@cache
+def _recounting(*, branched: bool) -> ReturningUpdate[bool]:
+    if branched:
+        path = path_to(HEAD)
+        shown: Any = select(Message.content, Message.position).join(path, and_(*in_range(path)))
+    else:
+        shown = select(Message.content, Message.position).where(
+            Message.tenant_id == bindparam("tenant"),
+            Message.conversation_id == bindparam("conversation"),
+        )
+    shown = shown.where(Message.is_active).subquery()
+    newest = select(func.left(shown.c.content, PREVIEW)).order_by(shown.c.position.desc()).limit(1)
+    return (
+        update(Conversation)
+        .where(*_THE_CONVERSATION, Conversation.is_branched.is_(branched))
+        .values(
+            message_count=select(func.count()).select_from(shown).scalar_subquery(),
+            last_message=newest.scalar_subquery(),
+            updated_at=bindparam("now"),
+        )
+        .returning(Conversation.is_shared)
+        .execution_options(synchronize_session=False, names_tenant=True)
+    )

@@ -6,34 +6,48 @@ import builtins
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
-from sqlalchemy import bindparam, delete, func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.dialects.postgresql import insert
 
-from database.errors import InvalidReferenceError, InvalidValueError
+from database.errors import ConfigurationError, InvalidReferenceError, InvalidValueError
 from database.models.base import uuid7
 from database.models.conversation import Conversation
 from database.models.user import User
 from database.repositories.base import MAX_PAGE
+from database.repositories.bookkeeping import lock
+from database.repositories.branching import (
+    Branch,
+    branch_at,
+    branches_of,
+    message_in,
+    newest_after,
+    newest_shown,
+)
 from database.repositories.expiring import ExpiringRepository
+from database.repositories.forking import begin_fork, delete_conversation, purge_shared, share
 from database.repositories.loading import read, shape_of
 from database.repositories.opening import EMAIL_OF_WRITTEN, open_conversation
 from database.repositories.statements import OPTIONS
+from database.repositories.threads import conversation_id_of
 from database.repositories.user import UserRepository, normalized_email
 from database.session import tenant_of
 from database.types import check_text
-from database.units import one_read, one_write
+from database.units import is_owned, one_read, one_write, transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Iterable, Mapping
 
     from sqlalchemy.orm import Session
 
+    from database.models.message import Message
     from database.pagination import Page
 
 __all__ = ["ConversationRepository"]
 
-# Appends count on these: a position given twice would refuse every later message.
-_MANAGED = ("last_position", "last_sequence", "message_count", "version")
+# What messages link to; and what appends count on: a position given twice would refuse every later
+# message.
+_LINKS = ("head_id", "is_branched", "is_shared", "forked_at_id")
+_MANAGED = ("last_position", "last_sequence", "message_count", "version", *_LINKS)
 
 _USER = (
     select(User.id)
@@ -64,15 +78,6 @@ _INSERT_NEW = (
     .returning(Conversation, EMAIL_OF_WRITTEN)
     .execution_options(**OPTIONS)
 )
-_DELETE_BY_THREAD = (
-    delete(Conversation)
-    .where(
-        Conversation.tenant_id == bindparam("tenant"),
-        Conversation.thread_id == bindparam("key"),
-    )
-    .returning(Conversation.id)
-    .execution_options(synchronize_session=False, names_tenant=True)
-)
 
 
 class ConversationRepository(ExpiringRepository[Conversation]):
@@ -83,6 +88,7 @@ class ConversationRepository(ExpiringRepository[Conversation]):
 
     model = Conversation
     order = "updated_at"
+    kept = "is_shared"
     computed: ClassVar = {"user_email": EMAIL_OF_WRITTEN}
 
     @classmethod
@@ -108,20 +114,31 @@ class ConversationRepository(ExpiringRepository[Conversation]):
             title: At most 500 characters.
             last_message: A preview, until messages are appended.
             persona_id: Who answers.
-            fields: provider_type, provider_config, metadata, expires_at, and for imports id,
-                created_at, updated_at.
+            fields: provider_type, provider_config, metadata, scope, expires_at, and for imports
+                id, created_at, updated_at.
 
         Raises:
             AlreadyExistsError: The thread_id is taken.
             InvalidReferenceError: No such user or persona in the tenant.
             InvalidValueError: A field breaks its rule.
         """
+        _refuse(fields, _LINKS)
         values = cls._values(
             db, thread_id, user_email, user_id, title=title, last_message=last_message, **fields
         )
         if persona_id is None:
             return cls._insert(db, values)
         return open_conversation(db, cls._check(db, {**values, "persona_id": persona_id}))
+
+    @classmethod
+    def create_many(
+        cls, db: Session, items: Iterable[Mapping[str, Any]]
+    ) -> builtins.list[Conversation]:
+        """Insert conversations, all or none; return them in order. Raises as `create` does."""
+        given = [dict(item) for item in items]
+        for item in given:
+            _refuse(item, _LINKS)
+        return super().create_many(db, given)
 
     @classmethod
     def get_by_thread_id(cls, db: Session, thread_id: str) -> Conversation | None:
@@ -215,15 +232,14 @@ class ConversationRepository(ExpiringRepository[Conversation]):
             thread_id: Its thread (text) or its id (UUID).
             title: At most 500 characters.
             last_message: The preview.
-            fields: user_id, persona_id, provider_type, provider_config, metadata, expires_at.
+            fields: user_id, persona_id, provider_type, provider_config, metadata, scope,
+                expires_at.
 
         Raises:
             NotFoundError: There is no such conversation in the tenant.
             InvalidValueError: A field breaks its rule, or is not the caller's to set.
         """
-        for name in _MANAGED:
-            if name in fields:
-                raise InvalidValueError(name, "is set by the repository")
+        _refuse(fields, _MANAGED)
         given = {"title": title, "last_message": last_message}
         fields.update({name: value for name, value in given.items() if value is not None})
         if isinstance(thread_id, UUID):
@@ -233,12 +249,144 @@ class ConversationRepository(ExpiringRepository[Conversation]):
 
     @classmethod
     def delete(cls, db: Session, thread_id: str | UUID) -> bool:
-        """Delete a conversation by thread (text) or id (UUID), with all that it owns."""
+        """Delete a conversation by thread (text) or id (UUID), with all that it owns.
+
+        Messages that forks show stay: they become the forks' own.
+        """
         if isinstance(thread_id, UUID):
-            return super().delete(db, thread_id)
-        parameters = {"tenant": tenant_of(db), "key": check_text("thread_id", thread_id)}
-        with one_write(db):
-            return db.scalar(_DELETE_BY_THREAD, parameters) is not None
+            return delete_conversation(db, "id", thread_id)
+        return delete_conversation(db, "thread_id", check_text("thread_id", thread_id))
+
+    @classmethod
+    def purge_expired(cls, db: Session, *, batch_size: int = 1000, dry_run: bool = False) -> int:
+        """Delete the expired conversations but for what forks show; return how many.
+
+        As for contexts; those whose messages forks show go one by one, and an `ALL_TENANTS`
+        session that is in a transaction leaves them.
+        """
+        purged = super().purge_expired(db, batch_size=batch_size, dry_run=dry_run)
+        return purged if dry_run else purged + purge_shared(db)
+
+    @classmethod
+    def lock(cls, db: Session, thread_id: str | UUID) -> Conversation | None:
+        """Return a conversation, or None, locked until the transaction ends, as appends lock it.
+
+        Raises:
+            ConfigurationError: The call is in no transaction, which would keep the lock.
+        """
+        if not is_owned(db):
+            msg = "lock: must be called inside transaction(db)"
+            raise ConfigurationError(msg)
+        return lock(db, conversation_id_of(db, thread_id))
+
+    @classmethod
+    def branch(
+        cls,
+        db: Session,
+        conversation_id: UUID | str,
+        *,
+        at: Message | UUID | str | int | None,
+    ) -> Conversation:
+        """Go back to a message: the history ends with it, and the next one follows it.
+
+        What came after stays, in a branch. Locks the conversation, as an append does.
+
+        Args:
+            db: The session.
+            conversation_id: Which.
+            at: A message of any branch, its id, or its position in the history; None is before
+                the first.
+
+        Returns:
+            The conversation.
+
+        Raises:
+            NotFoundError: There is no such conversation, or it has no such message.
+        """
+        conversation = conversation_id_of(db, conversation_id)
+        with transaction(db):
+            branch_at(db, conversation, at)
+            return cls.require(db, conversation)
+
+    @classmethod
+    def branches(cls, db: Session, conversation_id: UUID | str) -> builtins.list[Branch]:
+        """Return the branches of a conversation, the newest first; a linear one has one.
+
+        None of them is active right after `branch`, until something is appended.
+
+        Raises:
+            NotFoundError: There is no such conversation in the tenant.
+        """
+        return branches_of(db, cls.require(db, conversation_id_of(db, conversation_id)))
+
+    @classmethod
+    def switch(
+        cls, db: Session, conversation_id: UUID | str, message_id: Message | UUID | str | int
+    ) -> Conversation:
+        """Let the history run through a message, up to the newest one that came of it.
+
+        Locks the conversation, as an append does.
+
+        Args:
+            db: The session.
+            conversation_id: Which.
+            message_id: A message of any branch, for example the head of one, as for `branch`.
+
+        Returns:
+            The conversation.
+
+        Raises:
+            NotFoundError: There is no such conversation, or it has no such message.
+        """
+        conversation = conversation_id_of(db, conversation_id)
+        with transaction(db):
+            newest_after(db, conversation, message_id)
+            return cls.require(db, conversation)
+
+    @classmethod
+    def fork(
+        cls,
+        db: Session,
+        conversation_id: UUID | str,
+        *,
+        at: Message | UUID | str | int | None = None,
+        thread_id: str | None = None,
+        **fields: Any,
+    ) -> Conversation:
+        """Begin a conversation with the history of another one, which it shares: nothing is copied.
+
+        Both go on apart from then on. Locks the conversation whose messages it shares.
+
+        Args:
+            db: The session.
+            conversation_id: Which one's.
+            at: The last message to share, as for `branch`; None is the newest.
+            thread_id: The fork's name; None is its id.
+            fields: As for `create`; by default the values of the other one.
+
+        Returns:
+            The fork.
+
+        Raises:
+            NotFoundError: There is no such conversation, or it has no such message.
+            AlreadyExistsError: The thread_id is taken.
+            InvalidReferenceError: No such user or persona in the tenant.
+            InvalidValueError: A field breaks its rule.
+            ConflictError: The conversation is deleted by somebody else just now.
+        """
+        source = conversation_id_of(db, conversation_id)
+        with transaction(db):
+            forked = cls.require(db, source)
+            newest = message_in(db, forked, at) if at is not None else newest_shown(db, source)
+            _refuse(fields, _MANAGED)
+            values = {**_taken_over(forked), **fields, "thread_id": thread_id}
+            if newest is not None:
+                share(db, newest)
+            fork = cls._insert(db, values)
+            if newest is None:
+                return fork
+            begin_fork(db, fork.id, newest)
+            return cls.require(db, fork.id)
 
     @classmethod
     def _values(
@@ -266,3 +414,23 @@ class ConversationRepository(ExpiringRepository[Conversation]):
             id_ = fields.get("id", uuid7())
             fields = {**fields, "id": id_, "thread_id": str(id_)}
         return super()._check(db, fields, partial=partial)
+
+
+def _refuse(fields: Container[str], names: Iterable[str]) -> None:
+    for name in names:
+        if name in fields:
+            raise InvalidValueError(name, "is set by the repository")
+
+
+def _taken_over(conversation: Conversation) -> dict[str, Any]:
+    """Return what a fork has from the conversation that it begins with."""
+    return {
+        "title": conversation.title,
+        "user_id": conversation.user_id,
+        "persona_id": conversation.persona_id,
+        "provider_type": conversation.provider_type,
+        "provider_config": conversation.provider_config,
+        "metadata": conversation.metadata_,
+        "scope": conversation.scope,
+        "expires_at": conversation.expires_at,
+    }

@@ -6,6 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from database.errors import NotFoundError
+from database.repositories.links import detaching_forks
 from database.repositories.ownership import (
     OWNED,
     elsewhere,
@@ -38,7 +39,8 @@ def erase_user(db: Session, user: UUID, *, dry_run: bool) -> dict[str, int]:
         # locks nobody can add to what the last statement deletes.
         for lock in _locking():
             db.execute(lock, parameters)
-        return _receipt(db.execute(_deleting(), parameters).one())
+        with detaching_forks(db, user):
+            return _receipt(db.execute(_deleting(), parameters).one())
 
 
 def _receipt(counts: tuple[int, ...]) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from sqlalchemy import TextClause, bindparam, text
 
@@ -23,6 +23,9 @@ ModelT = TypeVar("ModelT", bound=TenantModel)
 
 class ExpiringRepository(Repository[ModelT]):
     """A repository of rows with `expires_at`: from then on `purge_expired` deletes them."""
+
+    kept: ClassVar[str | None] = None
+    """A column that tells which rows cannot be deleted by the batch."""
 
     @classmethod
     def purge_expired(cls, db: Session, *, batch_size: int = 1000, dry_run: bool = False) -> int:
@@ -44,7 +47,9 @@ class ExpiringRepository(Repository[ModelT]):
         parameters: dict[str, Any] = {"now": utcnow()}
         if tenant is not ALL_TENANTS:
             parameters["tenant"] = tenant
-        counting, deleting = _statements(cls.model.__tablename__, tenant is ALL_TENANTS)
+        counting, deleting = _statements(
+            cls.model.__tablename__, cls.kept, all_tenants=tenant is ALL_TENANTS
+        )
         if dry_run:
             with one_read(db) as connection:
                 return int(connection.scalar(counting, parameters) or 0)
@@ -58,11 +63,15 @@ class ExpiringRepository(Repository[ModelT]):
 
 
 @cache
-def _statements(table: str, all_tenants: bool) -> tuple[TextClause, TextClause]:  # noqa: FBT001
+def _statements(
+    table: str, kept: str | None, *, all_tenants: bool
+) -> tuple[TextClause, TextClause]:
     expired = f"FROM {table} WHERE expires_at <= :now"
     if not all_tenants:
         expired += " AND tenant_id = :tenant"
     counting = text(f"SELECT count(*) {expired}")
+    if kept:
+        expired += f" AND NOT {kept}"
     deleting = text(
         # Materialized: a LIMIT that is evaluated again would lock and delete other rows.
         f"WITH expired AS MATERIALIZED (SELECT tenant_id, id {expired} ORDER BY expires_at"

@@ -1,29 +1,66 @@
-"""Reading the messages of a conversation."""
+"""Reading the messages of a conversation's history.
+
+A linear one is one range of positions. That it is linear is a condition of that read, so that it
+costs no other one; what has branched is read by the path to its head.
+"""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam
+from sqlalchemy import Text, Uuid, and_, any_, bindparam, func, select, true
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import aliased
 
-from database.models.message import Message
+from database.models.conversation import Conversation
+from database.models.message import Message, Role
 from database.repositories.loading import read, shape_of
+from database.repositories.paths import HEAD, in_range, path_to
 from database.session import tenant_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from uuid import UUID
 
-    from sqlalchemy import Select
+    from sqlalchemy import ColumnElement, Select
     from sqlalchemy.orm import Session
 
-__all__ = ["MESSAGES", "OF_CONVERSATION", "read_messages"]
+__all__ = [
+    "IS_LINEAR",
+    "MESSAGES",
+    "OF_CONVERSATION",
+    "messages_of",
+    "read_history",
+    "read_messages",
+    "read_path",
+]
 
 MESSAGES = shape_of(Message, "conversation_id")
+_ANY_MESSAGES = shape_of(Message)
 OF_CONVERSATION = (
     Message.tenant_id == bindparam("tenant"),
     Message.conversation_id == bindparam("conversation"),
 )
+IS_LINEAR = (
+    ~select(Conversation.is_branched)
+    .where(
+        Conversation.tenant_id == bindparam("tenant"), Conversation.id == bindparam("conversation")
+    )
+    .scalar_subquery()
+)
+
+_BOUNDS = {
+    "before": lambda message: message.position < bindparam("before"),
+    "after": lambda message: message.position > bindparam("after"),
+    "start": lambda message: message.position >= bindparam("start"),
+    "end": lambda message: message.position <= bindparam("end"),
+    "asked": lambda message: message.role == Role.USER,
+    "calls": lambda message: (
+        (message.role == Role.ASSISTANT)
+        & (message.tool_call_id == any_(bindparam("calls", type_=ARRAY(Text))))
+    ),
+}
 
 
 def read_messages(
@@ -32,3 +69,102 @@ def read_messages(
     """Run a statement made of `MESSAGES` over a conversation; return its messages in order."""
     bound = {"tenant": tenant_of(db), "conversation": conversation, **parameters}
     return read(db, MESSAGES, statement, bound, conversation_id=conversation)
+
+
+def read_history(db: Session, conversation: UUID, bounds: Mapping[str, Any]) -> list[Message]:
+    """Return the active messages of a conversation's history within bounds, oldest first.
+
+    Args:
+        db: The session.
+        conversation: Whose.
+        bounds: limit and turns count from the newest within the others; before, after, start and
+            end are positions, calls the ids of tool calls, and asked tells that only what a user
+            said is meant.
+    """
+    names = frozenset(bounds)
+    found = read_messages(db, _linear(names), conversation, bounds)
+    if not found:
+        parameters = {"tenant": tenant_of(db), "conversation": conversation, **bounds}
+        found = read(db, _ANY_MESSAGES, _branched(names), parameters)
+    return found[::-1] if "limit" in bounds else found
+
+
+def read_path(db: Session, head: UUID, bounds: Mapping[str, Any]) -> list[Message]:
+    """Return the active messages that lead to a message, itself the last, oldest first."""
+    parameters = {"tenant": tenant_of(db), "head": head, **bounds}
+    found = read(db, _ANY_MESSAGES, _to_head(frozenset(bounds)), parameters)
+    return found[::-1] if "limit" in bounds else found
+
+
+def messages_of(head: ColumnElement[Any]) -> Select[Message]:
+    """Select the active messages that lead to a message, in order, as SQLAlchemy loads them."""
+    path = path_to(head)
+    return (
+        select(Message)
+        .join(path, and_(*in_range(path)))
+        .where(Message.is_active)
+        .order_by(Message.position)
+    )
+
+
+@cache
+def _linear(names: frozenset[str]) -> Select[Any]:
+    statement = MESSAGES.select.where(*OF_CONVERSATION, IS_LINEAR, *_within(names, Message))
+    if "turns" in names:
+        asked = aliased(Message)
+        turn = (
+            select(asked.position)
+            .where(
+                asked.tenant_id == bindparam("tenant"),
+                asked.conversation_id == bindparam("conversation"),
+                asked.role == Role.USER,
+                *_within(names, asked),
+            )
+            .order_by(asked.position.desc())
+            .offset(bindparam("turns") - 1)
+            .limit(1)
+            .scalar_subquery()
+        )
+        statement = statement.where(Message.position >= func.coalesce(turn, 0))
+    return _in_order(statement, names, Message.position)
+
+
+@cache
+def _branched(names: frozenset[str]) -> Select[Any]:
+    return _along(HEAD, names)
+
+
+@cache
+def _to_head(names: frozenset[str]) -> Select[Any]:
+    return _along(bindparam("head", type_=Uuid()), names)
+
+
+def _along(head: ColumnElement[Any], names: frozenset[str]) -> Select[Any]:
+    path = path_to(head)
+    conditions = [*in_range(path), *_within(names, Message)]
+    if "turns" in names:
+        asked = aliased(Message)
+        turn = (
+            select(asked.position)
+            .join(path, and_(*in_range(path, asked)))
+            .where(asked.role == Role.USER, *_within(names, asked))
+            .order_by(asked.position.desc())
+            .offset(bindparam("turns") - 1)
+            .limit(1)
+            .scalar_subquery()
+        )
+        conditions.append(Message.position >= func.coalesce(turn, 0))
+    # A limit within each range: else all of them would be read to keep a few.
+    part = _in_order(_ANY_MESSAGES.select.where(*conditions), names, Message.position).lateral()
+    statement = select(*part.c).select_from(path.join(part, true()))
+    return _in_order(statement, names, part.c.position)
+
+
+def _within(names: frozenset[str], message: Any) -> list[ColumnElement[bool]]:
+    return [message.is_active, *(_BOUNDS[name](message) for name in names if name in _BOUNDS)]
+
+
+def _in_order(statement: Select[Any], names: frozenset[str], position: Any) -> Select[Any]:
+    if "limit" not in names:
+        return statement.order_by(position)
+    return statement.order_by(position.desc()).limit(bindparam("limit"))

@@ -1,71 +1,53 @@
-"""Messages: appended in one statement, read by position."""
+"""Messages: appended in one statement, revised in branches, hidden, deleted."""
 
 from __future__ import annotations
 
 import builtins
-from contextlib import closing
-from functools import cache
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from sqlalchemy import Engine, Text, Uuid, any_, bindparam, delete, select, update
-from sqlalchemy.dialects.postgresql import ARRAY, JSONPATH
+from sqlalchemy import Uuid, any_, bindparam, update
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from database.errors import InvalidValueError
 from database.models.base import uuid7
 from database.models.message import Message
 from database.repositories.appending import append_all, append_one
-from database.repositories.base import Repository
-from database.repositories.bookkeeping import lock, recount
-from database.repositories.conditions import json_paths
-from database.repositories.histories import MESSAGES, OF_CONVERSATION, read_messages
-from database.repositories.searching import Search
-from database.repositories.statements import OPTIONS
-from database.repositories.threads import conversation_id_of
-from database.session import TenantSession, tenant_of
+from database.repositories.bookkeeping import lock, move_head, recount
+from database.repositories.branching import (
+    branch_at,
+    locked,
+    message_in,
+    newest_of,
+    newest_shown,
+    pop,
+)
+from database.repositories.histories import OF_CONVERSATION, read_path
+from database.repositories.links import PURGE, before, linked, unlink
+from database.repositories.message_reads import MessageReads
+from database.session import tenant_of
 from database.types import utcnow
-from database.units import is_owned, one_write, transaction, translated
+from database.units import one_write, transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from sqlalchemy import Select
     from sqlalchemy.orm import Session
 
     from database.models.message import Role
-    from database.pagination import SearchPage
-    from database.repositories.queries import Mode
 
 __all__ = ["MessageRepository"]
 
 _MANAGED = ("conversation_id", "position", "parent_id", "is_active")
 
-_ACTIVE = MESSAGES.select.where(*OF_CONVERSATION, Message.is_active)
-_WINDOW = _ACTIVE.where(Message.position.between(bindparam("start"), bindparam("end"))).order_by(
-    Message.position
-)
-_ALL = (
-    select(Message)
-    .where(*OF_CONVERSATION, Message.is_active)
-    .order_by(Message.position)
-    .execution_options(**OPTIONS)
-)
-_SEARCH = Search(
-    Message,
-    {"user": Uuid(), "conversation": Uuid(), "role": Text(), "extra_data": JSONPATH()},
-    lambda message: message.content,
-)
 
-
-class MessageRepository(Repository[Message]):
+class MessageRepository(MessageReads):
     """The messages of a tenant's conversations.
 
     `conversation_id` is a UUID, or its text or the conversation's thread_id, which costs one query
     more. Reads leave out deactivated messages, and find nothing in an unknown conversation.
     """
-
-    model = Message
 
     @classmethod
     def append(
@@ -171,154 +153,95 @@ class MessageRepository(Repository[Message]):
         return append_all(db, conversation, rows, now)
 
     @classmethod
-    def history(
+    def edit(
         cls,
         db: Session,
-        conversation_id: UUID | str,
+        message_id: UUID | str,
         *,
-        limit: int | None = None,
-        before: int | None = None,
-        after: int | None = None,
-    ) -> builtins.list[Message]:
-        """Return the newest messages, oldest of them first.
-
-        Args:
-            db: The session.
-            conversation_id: Whose.
-            limit: How many at most; None is all.
-            before: Only messages at positions below this one.
-            after: Only messages at positions above this one.
-
-        Raises:
-            InvalidValueError: An argument is negative.
-        """
-        from database.rules import check_number
-
-        bounds = {"limit": limit, "before": before, "after": after}
-        given = {
-            name: check_number(name, value, 1 if name == "limit" else 0, 2**62)
-            for name, value in bounds.items()
-            if value is not None
-        }
-        conversation = cls._conversation(db, conversation_id)
-        found = read_messages(db, _history(frozenset(given)), conversation, given)
-        if limit is not None:
-            found.reverse()
-        return found
-
-    @classmethod
-    def window(
-        cls, db: Session, conversation_id: UUID | str, start: int, end: int
-    ) -> builtins.list[Message]:
-        """Return the messages at positions `start` to `end`, both included, in order."""
-        from database.rules import check_number
-
-        bounds = {
-            "start": check_number("start", start, 0, 2**62),
-            "end": check_number("end", end, 0, 2**62),
-        }
-        return read_messages(db, _WINDOW, cls._conversation(db, conversation_id), bounds)
-
-    @classmethod
-    def get_last(cls, db: Session, conversation_id: UUID | str) -> Message | None:
-        """Return the newest message, or None."""
-        return next(iter(cls.history(db, conversation_id, limit=1)), None)
-
-    @classmethod
-    def iterate(
-        cls, db: Session, conversation_id: UUID | str, *, batch_size: int = 500
-    ) -> Generator[Message, None, None]:
-        """Yield all messages in order, through a server-side cursor: for histories of any length.
-
-        Outside a unit it reads through a session of its own, which holds one connection until the
-        iterator ends or is closed, and sees what was committed when it began.
-
-        Args:
-            db: The session.
-            conversation_id: Whose.
-            batch_size: How many messages are in memory at a time.
-        """
-        from database.rules import check_number
-
-        parameters = {
-            "conversation": cls._conversation(db, conversation_id),
-            "tenant": tenant_of(db),
-        }
-        statement = _ALL.execution_options(
-            yield_per=check_number("batch_size", batch_size, 1, 100_000)
-        )
-        bind = db.get_bind()
-        if is_owned(db) or not isinstance(bind, Engine):
-            with translated(), closing(db.scalars(statement, parameters)) as messages:
-                yield from messages
-            return
-        # Also beside a transaction that a read of the caller began: the next write ends that.
-        with (
-            translated(),
-            TenantSession(bind, tenant_id=tenant_of(db)) as own,
-            closing(own.scalars(statement, parameters)) as messages,
-        ):
-            for message in messages:
-                own.expunge(message)
-                yield message
-
-    @classmethod
-    def search(
-        cls,
-        db: Session,
-        query: str | None,
-        *,
-        user_id: UUID | str | None = None,
+        content: str,
         conversation_id: UUID | str | None = None,
-        mode: Mode = "text",
-        role: Role | str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        where: Mapping[str | tuple[str, ...], Any] | None = None,
-        highlight: tuple[str, str] | None = None,
-        limit: int = 50,
-        cursor: str | None = None,
-    ) -> SearchPage[Message]:
-        """Return a page of the messages that a query finds, best first, then newest.
+        **fields: Any,
+    ) -> Message:
+        """Put a new version of a message in its place: a branch; the old one stays in another.
 
-        Substrings have no index: mode "substring" reads all messages of the conversation, of the
-        user or of the tenant.
+        The history then ends with the new message. Locks the conversation, as an append does.
 
         Args:
             db: The session.
-            query: As for `ContextRepository.search`; so are mode, highlight, limit and cursor.
-            user_id: Only in this user's conversations.
-            conversation_id: Only in this one.
-            mode: "text" or "substring".
-            role: Only by this role.
-            since: Only messages made at this time or later.
-            until: Only messages made before this time.
-            where: Conditions on extra_data.
-            highlight: What to put before and after hits, for snippets.
-            limit: How many at most, 1 to 1,000.
-            cursor: `next_cursor` of the page before.
+            message_id: Which one.
+            content: The new text.
+            conversation_id: In which conversation, for a message that a fork shares; by default
+                the message's own.
+            fields: As for `append`. Role and extra_data are the old message's unless given.
+
+        Returns:
+            The new message.
 
         Raises:
-            InvalidValueError: An argument is not valid.
+            NotFoundError: There is no such message in the conversation.
+            InvalidValueError: A field breaks its rule.
         """
-        filters: dict[str, Any] = dict(json_paths({} if where is None else where, ("extra_data",)))
-        if user_id is not None:
-            filters["user"] = cls._id(user_id, "user_id")
-        if conversation_id is not None:
-            filters["conversation"] = cls._conversation(db, conversation_id)
-        if role is not None:
-            filters["role"] = cls._check(db, {"role": role}, partial=True)["role"]
-        return _SEARCH.run(
-            db,
-            query,
-            filters,
-            mode=mode,
-            since=since,
-            until=until,
-            highlight=highlight,
-            limit=limit,
-            cursor=cursor,
-        )
+        with transaction(db):
+            old = cls.require(db, message_id)
+            given = {"role": old.role, "extra_data": old.extra_data, **fields, "content": content}
+            return cls._branch(db, old, before(db, old.id), conversation_id, given)
+
+    @classmethod
+    def regenerate(
+        cls,
+        db: Session,
+        message_id: UUID | str,
+        content: str | None = None,
+        *,
+        conversation_id: UUID | str | None = None,
+        **fields: Any,
+    ) -> Message:
+        """Answer again what a message answers: a branch that goes on from the user's message.
+
+        Locks the conversation, as an append does.
+
+        Args:
+            db: The session.
+            message_id: A message of the answer, or the user's.
+            content: The new answer's text; None is for a caller who appends it later, from what
+                the history then is.
+            conversation_id: As for `edit`.
+            fields: As for `append`. The role is assistant unless given.
+
+        Returns:
+            The new answer; without content the user's message, with which the history then ends.
+
+        Raises:
+            NotFoundError: There is no such message in the conversation.
+            InvalidValueError: It follows no user's message, or a field breaks its rule.
+        """
+        with transaction(db):
+            old = cls.require(db, message_id)
+            question = next(iter(read_path(db, old.id, {"limit": 1, "asked": True})), None)
+            if question is None:
+                raise InvalidValueError("message_id", "must follow a user's message")
+            if content is None:
+                if fields:
+                    raise InvalidValueError(next(iter(fields)), "must not be given without content")
+                branch_at(db, cls._place(db, old, conversation_id), question)
+                return question
+            given = {"role": "assistant", **fields, "content": content}
+            return cls._branch(db, old, question.id, conversation_id, given)
+
+    @classmethod
+    def pop_last(cls, db: Session, conversation_id: UUID | str) -> Message | None:
+        """Take the newest message off the history and return it, or None.
+
+        It is deleted, unless another branch or a fork shows it too. Locks the conversation: two
+        calls never return the same message.
+        """
+        conversation = cls._conversation(db, conversation_id)
+        with transaction(db):
+            found = lock(db, conversation)
+            newest = newest_shown(db, conversation)
+            if found is not None and newest is not None:
+                pop(db, found, newest)
+            return newest
 
     @classmethod
     def deactivate(
@@ -344,14 +267,17 @@ class MessageRepository(Repository[Message]):
     def purge(cls, db: Session, conversation_id: UUID | str) -> int:
         """Delete a conversation's deactivated messages for good; return how many."""
         conversation = cls._conversation(db, conversation_id)
-        statement = (
-            delete(Message)
-            .where(*OF_CONVERSATION, Message.is_active.is_(False))
-            .execution_options(synchronize_session=False, names_tenant=True)
-        )
         parameters = {"tenant": tenant_of(db), "conversation": conversation}
         with one_write(db) as connection:
-            return connection.execute(statement, parameters).rowcount
+            is_linked, purged = connection.execute(PURGE, {**parameters, "linked": False}).one()
+        if not is_linked:
+            return int(purged)
+        with transaction(db):
+            lock(db, conversation)
+            for message in linked(db, conversation):
+                unlink(db, message)
+            _, purged = db.execute(PURGE, {**parameters, "linked": True}).one()
+            return int(purged)
 
     @classmethod
     def create(cls, db: Session, *args: Any, **fields: Any) -> Message:
@@ -393,10 +319,35 @@ class MessageRepository(Repository[Message]):
             message = cls.get(db, id)
             if message is None:
                 return False
-            lock(db, message.conversation_id)
+            conversation = lock(db, message.conversation_id)
+            changed = {message.conversation_id}
+            if conversation is not None and (conversation.is_branched or conversation.is_shared):
+                changed.update(unlink(db, message.id))
             deleted = super().delete(db, id)
-            recount(db, message.conversation_id)
+            for shown_in in sorted(changed):
+                recount(db, shown_in)
             return deleted
+
+    @classmethod
+    def _branch(
+        cls,
+        db: Session,
+        old: Message,
+        follows: UUID | None,
+        conversation_id: UUID | str | None,
+        given: Mapping[str, Any],
+    ) -> Message:
+        conversation = cls._place(db, old, conversation_id)
+        message_in(db, locked(db, conversation), old, "message_id")
+        move_head(db, conversation, follows)
+        recount(db, conversation)
+        return cls.append_many(db, conversation, [given])[0]
+
+    @classmethod
+    def _place(cls, db: Session, message: Message, conversation_id: UUID | str | None) -> UUID:
+        if conversation_id is None:
+            return message.conversation_id
+        return cls._conversation(db, conversation_id)
 
     @classmethod
     def _row(cls, db: Session, given: Mapping[str, Any], now: datetime) -> dict[str, Any]:
@@ -435,23 +386,14 @@ class MessageRepository(Repository[Message]):
             given = bindparam("ids", [cls._id(id_) for id_ in ids], type_=ARRAY(Uuid()))
             statement = statement.where(Message.id == any_(given))
         with transaction(db):
-            lock(db, conversation)
+            found = lock(db, conversation)
             parameters = {"tenant": tenant_of(db), "conversation": conversation}
             changed = db.connection().execute(statement, parameters).rowcount
-            if changed:
+            is_fork = ids is None and found is not None and found.forked_at_id is not None
+            if found is not None and is_fork and (found.head_id is None) is active:
+                # What it shares is not its own to hide: it leaves that, and comes back to it.
+                move_head(db, conversation, newest_of(db, found) if active else None)
+                recount(db, conversation)
+            elif changed:
                 recount(db, conversation)
             return changed
-
-    _conversation = staticmethod(conversation_id_of)
-
-
-@cache
-def _history(given: frozenset[str]) -> Select[Any]:
-    statement = _ACTIVE
-    if "before" in given:
-        statement = statement.where(Message.position < bindparam("before"))
-    if "after" in given:
-        statement = statement.where(Message.position > bindparam("after"))
-    if "limit" not in given:
-        return statement.order_by(Message.position)
-    return statement.order_by(Message.position.desc()).limit(bindparam("limit"))

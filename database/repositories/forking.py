@@ -1,0 +1,152 @@
+"""Conversations that share the history of others, and what stays of those when they are deleted."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Literal
+
+from sqlalchemy import Uuid, bindparam, text
+
+from database.errors import ConflictError
+from database.repositories.bookkeeping import lock, recount
+from database.repositories.paths import ranges_to
+from database.session import ALL_TENANTS, TenantSession, binding_of, tenant_of
+from database.types import Timestamp, utcnow
+from database.units import is_owned, one_read, one_write, transaction
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from sqlalchemy import TextClause
+    from sqlalchemy.orm import Session
+
+    from database.models.message import Message
+
+__all__ = ["begin_fork", "delete_conversation", "purge_shared", "share"]
+
+
+def _statement(sql: str) -> TextClause:
+    types: dict[str, Any] = {
+        "id": Uuid(),
+        "heir": Uuid(),
+        "conversation": Uuid(),
+        "now": Timestamp(),
+    }
+    given = ((name, kind) for name, kind in types.items() if re.search(rf":{name}\b", sql))
+    return text(sql).bindparams(*(bindparam(name, type_=kind) for name, kind in given))
+
+
+# Whoever deletes the conversation at the same time finds this out when it has the lock.
+_SHARE = _statement("""
+UPDATE conversations SET is_shared = true
+WHERE tenant_id = :tenant AND id = :conversation
+RETURNING id""")
+_BEGIN_FORK = _statement("""
+UPDATE conversations
+SET forked_at_id = :id, head_id = :id, last_position = :position, is_branched = true
+WHERE tenant_id = :tenant AND id = :conversation""")
+_CONDITIONS = {"id": "id = :id", "thread_id": "thread_id = :thread_id"}
+_DELETE_UNSHARED = {
+    key: _statement(
+        f"DELETE FROM conversations WHERE tenant_id = :tenant AND {condition} AND NOT is_shared"
+        " RETURNING id"
+    )
+    for key, condition in _CONDITIONS.items()
+}
+_FIND = {
+    key: _statement(f"SELECT id FROM conversations WHERE tenant_id = :tenant AND {condition}")
+    for key, condition in _CONDITIONS.items()
+}
+_DELETE_SHARED = _statement("DELETE FROM conversations WHERE tenant_id = :tenant AND id = :id")
+_FORKS = _statement("""
+SELECT fork.id, shared.id AS forked_at_id FROM conversations AS fork
+JOIN messages AS shared ON shared.tenant_id = :tenant AND shared.id = fork.forked_at_id
+WHERE fork.tenant_id = :tenant AND fork.id <> :conversation
+    AND shared.conversation_id = :conversation
+ORDER BY shared.position DESC, fork.id""").columns(id=Uuid(), forked_at_id=Uuid())
+_MOVE = _statement("""
+UPDATE messages SET conversation_id = :heir
+WHERE tenant_id = :tenant AND conversation_id = :conversation
+    AND position BETWEEN :start AND :end""")
+_INHERIT = _statement("""
+UPDATE conversations SET forked_at_id = :id, is_shared = true
+WHERE tenant_id = :tenant AND id = :heir""")
+
+
+_SHARED_AND_EXPIRED = "FROM conversations WHERE expires_at <= :now AND is_shared"
+_EXPIRED = _statement(
+    f"SELECT id {_SHARED_AND_EXPIRED} AND tenant_id = :tenant ORDER BY expires_at"
+).columns(id=Uuid())
+_TENANTS = _statement(f"SELECT DISTINCT tenant_id {_SHARED_AND_EXPIRED}")
+
+
+def share(db: Session, message: Message) -> None:
+    """Let a fork show a message and those before it.
+
+    Raises:
+        ConflictError: Its conversation is deleted by somebody else just now.
+    """
+    parameters = {"tenant": tenant_of(db), "conversation": message.conversation_id}
+    if db.scalar(_SHARE, parameters) is None:
+        msg = "conversation: was deleted meanwhile"
+        raise ConflictError(msg)
+
+
+def begin_fork(db: Session, fork: UUID, last: Message) -> None:
+    """Let the history of a new conversation be the one that ends with a message."""
+    parameters = {"tenant": tenant_of(db), "conversation": fork, "position": last.position}
+    db.execute(_BEGIN_FORK, {**parameters, "id": last.id})
+    recount(db, fork)
+
+
+def delete_conversation(db: Session, key: Literal["id", "thread_id"], value: UUID | str) -> bool:
+    """Delete a conversation but for the messages that forks show, which become theirs."""
+    parameters = {"tenant": tenant_of(db), key: value}
+    with one_write(db) as connection:
+        if connection.scalar(_DELETE_UNSHARED[key], parameters) is not None:
+            return True
+    with transaction(db):
+        found = db.scalar(_FIND[key].columns(id=Uuid()), parameters)
+        if found is None or lock(db, found) is None:
+            return False
+        _bequeath(db, found)
+        db.execute(_DELETE_SHARED, {"tenant": tenant_of(db), "id": found})
+        return True
+
+
+def purge_shared(db: Session) -> int:
+    """Delete the expired conversations whose messages forks show; return how many."""
+    tenant = binding_of(db)
+    if tenant is not ALL_TENANTS:
+        with one_read(db) as connection:
+            found = connection.scalars(_EXPIRED, {"now": utcnow(), "tenant": tenant}).all()
+        return sum(delete_conversation(db, "id", conversation) for conversation in found)
+    if is_owned(db):
+        return 0
+    with one_read(db) as connection:
+        tenants = connection.scalars(_TENANTS, {"now": utcnow()}).all()
+    purged = 0
+    for name in tenants:
+        with TenantSession(db.get_bind(), tenant_id=name) as own:
+            purged += purge_shared(own)
+    return purged
+
+
+def _bequeath(db: Session, conversation: UUID) -> None:
+    """Give each fork what it shows of a conversation, the one that shows the most first.
+
+    There is room for it: a fork's own messages are numbered from behind what it shows.
+    """
+    parameters = {"tenant": tenant_of(db), "conversation": conversation}
+    for heir, forked_at in db.execute(_FORKS, parameters).all():
+        if lock(db, heir) is None:
+            continue
+        way = iter(ranges_to(db, forked_at))
+        beyond = None
+        for part in way:
+            if part.conversation_id != conversation:
+                beyond = part.last_id
+                break
+            bounds = {"start": part.start, "end": part.end}
+            db.execute(_MOVE, {**parameters, **bounds, "heir": heir})
+        db.execute(_INHERIT, {**parameters, "heir": heir, "id": beyond})

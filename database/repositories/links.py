@@ -1,0 +1,155 @@
+"""What follows what: links between messages, kept whole when one of them is deleted."""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Uuid, bindparam, text
+
+from database.repositories.bookkeeping import recount
+from database.session import tenant_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from uuid import UUID
+
+    from sqlalchemy import TextClause
+    from sqlalchemy.orm import Session
+
+__all__ = ["PURGE", "before", "detaching_forks", "is_followed", "linked", "unlink"]
+
+
+def _statement(sql: str) -> TextClause:
+    names = [
+        name for name in ("id", "before", "conversation", "user") if re.search(rf":{name}\b", sql)
+    ]
+    return text(sql).bindparams(*(bindparam(name, type_=Uuid()) for name in names))
+
+
+_BEFORE = _statement("""
+SELECT CASE WHEN parent_id IS NOT NULL THEN nullif(parent_id, id) ELSE (
+    SELECT earlier.id FROM messages AS earlier
+    WHERE earlier.tenant_id = :tenant AND earlier.conversation_id = item.conversation_id
+        AND earlier.position < item.position
+    ORDER BY earlier.position DESC LIMIT 1
+) END
+FROM messages AS item WHERE item.tenant_id = :tenant AND item.id = :id""")
+
+_NEXT = """
+    SELECT later.id, later.parent_id FROM messages AS later, messages AS item
+    WHERE item.tenant_id = :tenant AND item.id = :id
+        AND later.tenant_id = :tenant AND later.conversation_id = item.conversation_id
+        AND later.position > item.position
+    ORDER BY later.position LIMIT 1"""
+_IS_FOLLOWED = _statement(f"""
+SELECT EXISTS (SELECT FROM ({_NEXT}) AS next WHERE parent_id IS NULL) OR EXISTS (
+    SELECT FROM messages WHERE tenant_id = :tenant AND parent_id = :id AND id <> :id)""")
+
+# Its own links go to the message that follows it by position, those to it to the one before it.
+_UNLINK = _statement(f"""
+WITH next AS ({_NEXT}),
+follower AS (
+    UPDATE messages AS item
+    SET parent_id = CASE gone.parent_id WHEN gone.id THEN item.id ELSE gone.parent_id END
+    FROM messages AS gone, next
+    WHERE gone.tenant_id = :tenant AND gone.id = :id AND gone.parent_id IS NOT NULL
+        AND item.tenant_id = :tenant AND item.id = next.id AND next.parent_id IS NULL
+),
+children AS (
+    UPDATE messages SET parent_id = coalesce(:before, id)
+    WHERE tenant_id = :tenant AND parent_id = :id AND id <> :id
+)
+UPDATE conversations
+SET head_id = CASE head_id WHEN :id THEN :before ELSE head_id END,
+    forked_at_id = CASE forked_at_id WHEN :id THEN :before ELSE forked_at_id END
+WHERE tenant_id = :tenant AND (head_id = :id OR forked_at_id = :id)
+RETURNING id""")
+
+PURGE = _statement("""
+WITH place AS (
+    SELECT is_branched OR is_shared AS is_linked FROM conversations
+    WHERE tenant_id = :tenant AND id = :conversation FOR UPDATE
+),
+purged AS (
+    DELETE FROM messages
+    WHERE tenant_id = :tenant AND conversation_id = :conversation AND NOT is_active
+        AND (SELECT is_linked FROM place) = :linked
+    RETURNING 1
+)
+SELECT (SELECT is_linked FROM place), (SELECT count(*) FROM purged)""")
+"""Deletes the deactivated messages of a conversation that is `linked` to others, or is not.
+
+Returns whether it is, and how many messages are gone.
+"""
+_LINKED = _statement("""
+SELECT id FROM messages AS item
+WHERE tenant_id = :tenant AND conversation_id = :conversation AND NOT is_active
+    AND (parent_id IS NOT NULL
+        OR EXISTS (SELECT FROM messages WHERE tenant_id = :tenant AND parent_id = item.id)
+        OR EXISTS (SELECT FROM conversations WHERE tenant_id = :tenant AND head_id = item.id)
+        OR EXISTS (SELECT FROM conversations WHERE tenant_id = :tenant AND forked_at_id = item.id))
+ORDER BY position DESC""")
+
+_OTHERS_FORKS = _statement("""
+SELECT fork.id FROM conversations AS theirs, messages AS gone, conversations AS fork
+WHERE theirs.tenant_id = :tenant AND theirs.user_id = :user AND theirs.is_shared
+    AND gone.tenant_id = :tenant AND gone.conversation_id = theirs.id
+    AND fork.tenant_id = :tenant AND fork.forked_at_id = gone.id
+    AND fork.user_id IS DISTINCT FROM :user
+ORDER BY fork.id""")
+_DETACH = _statement("""
+UPDATE messages AS item SET parent_id = item.id
+FROM messages AS gone, conversations AS theirs, conversations AS ours
+WHERE theirs.tenant_id = :tenant AND theirs.user_id = :user AND theirs.is_shared
+    AND gone.tenant_id = :tenant AND gone.conversation_id = theirs.id
+    AND item.tenant_id = :tenant AND item.parent_id = gone.id
+    AND ours.tenant_id = :tenant AND ours.id = item.conversation_id
+    AND ours.user_id IS DISTINCT FROM :user""")
+
+
+def before(db: Session, message: UUID) -> UUID | None:
+    """Return the id of the message that a message follows, or None."""
+    parameters = {"tenant": tenant_of(db), "id": message}
+    found: UUID | None = db.scalar(_BEFORE.columns(id=Uuid()), parameters)
+    return found
+
+
+def is_followed(db: Session, message: UUID) -> bool:
+    """Tell whether another message follows a message, in its conversation or in a fork."""
+    return bool(db.scalar(_IS_FOLLOWED, {"tenant": tenant_of(db), "id": message}))
+
+
+def unlink(db: Session, message: UUID) -> list[UUID]:
+    """Let what refers to a message refer to the one before it, so that it can be deleted.
+
+    Call it behind a lock on its conversation.
+
+    Returns:
+        The conversations that ended or began with it.
+    """
+    parameters = {
+        "tenant": tenant_of(db),
+        "id": message,
+        "before": before(db, message),
+    }
+    return list(db.scalars(_UNLINK.columns(id=Uuid()), parameters))
+
+
+def linked(db: Session, conversation: UUID) -> list[UUID]:
+    """Return the deactivated messages that others refer to, or that refer to others."""
+    parameters = {"tenant": tenant_of(db), "conversation": conversation}
+    return list(db.scalars(_LINKED.columns(id=Uuid()), parameters))
+
+
+@contextmanager
+def detaching_forks(db: Session, user: UUID) -> Iterator[None]:
+    """Delete a user inside: other users' forks then begin with what is their own."""
+    parameters = {"tenant": tenant_of(db), "user": user}
+    forks = db.scalars(_OTHERS_FORKS.columns(id=Uuid()), parameters).all()
+    if forks:
+        db.execute(_DETACH, parameters)
+    yield
+    for fork in forks:
+        recount(db, fork)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from benchmarks import memories, notes, states, works
+from benchmarks import memories, notes, pydantic_ai, states, works
 from benchmarks.harness import Contender, Effort, Timings, measure
 
 if TYPE_CHECKING:
@@ -50,6 +51,24 @@ class Case:
         with self.contenders(site) as contenders:
             return measure([one for one in contenders if one.name in names], effort)
 
+
+_PYDANTIC_AI = (
+    Case(
+        "pydantic-ai-load",
+        pydantic_ai.load,
+        (
+            # A fifth of the whole is a quarter of the rest.
+            Claim("Pydantic AI: load 1,000 messages", 1.25, base="validation"),
+            Claim("  store.load", ours="store", base="validation"),
+            Claim("  store.read_history", ours="history", base="validation"),
+        ),
+    ),
+    Case(
+        "pydantic-ai-append",
+        pydantic_ai.append,
+        (Claim("Pydantic AI: append a turn of 4", base="append_many"),),
+    ),
+)
 
 CASES = (
     Case(
@@ -128,6 +147,7 @@ CASES = (
     Case("recall-user", memories.recall_user, (Claim("recall of a user's 500", 1.5),)),
     Case("recall-small", memories.recall_small, (Claim("recall in 1 of 100 tenants", 1.5),)),
     Case("add-many", memories.add_many, (Claim("add_many of 10,000 memories", 0.8),), fewest=2),
+    *(_PYDANTIC_AI if find_spec("pydantic_ai") else ()),
     Case("import", works.importing, (Claim("import database", 1.15),), fewest=15),
     # Last: its messages make the tables larger.
     Case("bulk", works.bulk, (Claim("append_many of 10,000", 0.8),), fewest=10),

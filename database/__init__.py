@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         NotFoundError,
         SchemaOutdatedError,
         TransientError,
+        UnreadableMessageError,
     )
     from database.health import check_connection
     from database.models import (
@@ -122,6 +123,7 @@ __all__ = [
     "TenantModel",
     "TenantSession",
     "TransientError",
+    "UnreadableMessageError",
     "User",
     "UserRepository",
     "bind_tenant",
@@ -160,6 +162,7 @@ _HOMES = {
         "NotFoundError",
         "SchemaOutdatedError",
         "TransientError",
+        "UnreadableMessageError",
     ),
     "database.health": ("check_connection",),
     "database.models": (

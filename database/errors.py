@@ -5,7 +5,12 @@ Messages name fields, rules and constraints; they never hold a row's values.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sqlalchemy.exc import DontWrapMixin
+
+if TYPE_CHECKING:
+    from uuid import UUID
 
 __all__ = [
     "AlreadyExistsError",
@@ -18,6 +23,7 @@ __all__ = [
     "NotFoundError",
     "SchemaOutdatedError",
     "TransientError",
+    "UnreadableMessageError",
 ]
 
 
@@ -87,6 +93,22 @@ class AuthenticationError(DatabaseError):
 
 class ConfigurationError(DatabaseError):
     """The settings, the server or the session's binding do not allow what was asked."""
+
+
+class UnreadableMessageError(DatabaseError):
+    """A framework's own form of a message is corrupt, or of a version that is not known here.
+
+    Attributes:
+        id: The message's id.
+        position: Its place in its conversation.
+        reason: What is wrong; never what the message holds.
+    """
+
+    def __init__(self, id: UUID, position: int, reason: str) -> None:  # noqa: A002
+        super().__init__(f"message {id} at position {position}: {reason}")
+        self.id = id
+        self.position = position
+        self.reason = reason
 
 
 class SchemaOutdatedError(ConfigurationError):

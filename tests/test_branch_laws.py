@@ -179,7 +179,9 @@ class Play:
             assert (row.message_count, row.last_message) == (len(wanted), newest)
             assert list(MessageRepository.iterate(self.db, conversation)) == history
             assert MessageRepository.history(self.db, conversation, limit=2) == history[-2:]
-            assert MessageRepository.get_last(self.db, conversation) == (history or [None])[-1]
+            assert history[-1:] == [
+                m for m in [MessageRepository.get_last(self.db, conversation)] if m
+            ]
             assert MessageRepository.history(self.db, conversation, turns=3) == history[-3:]
             if history:
                 assert MessageRepository.history_to(self.db, history[-1].id) == history

@@ -68,6 +68,14 @@ _MOVE = _statement("""
 UPDATE messages SET conversation_id = :heir
 WHERE tenant_id = :tenant AND conversation_id = :conversation
     AND position BETWEEN :start AND :end""")
+# What follows by position what moves away, follows it by a link from now on.
+_LINK = _statement("""
+UPDATE messages SET parent_id = :id
+WHERE tenant_id = :tenant AND parent_id IS NULL AND id = (
+    SELECT later.id FROM messages AS later
+    WHERE later.tenant_id = :tenant AND later.conversation_id = :conversation
+        AND later.position > :end
+    ORDER BY later.position LIMIT 1)""")
 _INHERIT = _statement("""
 UPDATE conversations SET forked_at_id = :id, is_shared = true
 WHERE tenant_id = :tenant AND id = :heir""")
@@ -147,6 +155,7 @@ def _bequeath(db: Session, conversation: UUID) -> None:
             if part.conversation_id != conversation:
                 beyond = part.last_id
                 break
+            db.execute(_LINK, {**parameters, "end": part.end, "id": part.last_id})
             bounds = {"start": part.start, "end": part.end}
             db.execute(_MOVE, {**parameters, **bounds, "heir": heir})
         db.execute(_INHERIT, {**parameters, "heir": heir, "id": beyond})

@@ -495,3 +495,21 @@ def test_a_branched_history_is_two_statements(db: TenantSession) -> None:
     with counted_statements() as statements:
         Messages.history_to(db, first.id)
     assert len(statements) == 1
+
+
+# Scopes
+
+
+def test_conversations_are_listed_by_scope(db: TenantSession, other: TenantSession) -> None:
+    for session in (db, other):
+        for scope in ("support", "support", "sales", None):
+            Conversations.create(session, scope=scope)
+    newest = Conversations.update(db, Conversations.create(db).id, scope="support")
+    page = Conversations.list(db, scope="support", limit=2)
+    assert page.items[0] == newest
+    rest = Conversations.list(db, scope="support", limit=2, cursor=page.next_cursor)
+    assert [c.scope for c in (*page, *rest)] == ["support"] * 3
+    assert (Conversations.count(db, scope="sales"), rest.next_cursor) == (1, None)
+    for value in ("", "x" * 256, 1):
+        with pytest.raises(InvalidValueError, match=r"^scope: "):
+            Conversations.create(db, scope=value)

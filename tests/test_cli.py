@@ -169,6 +169,20 @@ def test_a_pipe_that_closes(db: TenantSession, worker_url: str, many: int, tmp_p
     assert (tmp_path / "status").read_text() == "141\n"
 
 
+def test_a_pipe_that_closes_before_a_failure(tmp_path: Path) -> None:
+    command = " ".join([*DATABASE, "doctor"])
+    done = subprocess.run(
+        ["sh", "-c", f"({command}; echo $? >status) | true"],
+        cwd=tmp_path,
+        env=environment("postgresql://127.0.0.1:1/nowhere"),
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert done.stderr == ""
+    assert (tmp_path / "status").read_text() == "141\n"
+
+
 def test_a_pipe_gets_whole_lines_without_colours(
     db: TenantSession, worker_url: str, many: int, tmp_path: Path
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Any
 
@@ -28,30 +27,20 @@ class Commands(TyperGroup):
             typer.Exit: It ended, with another status than 0.
         """
         try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
+            try:
+                return super().invoke(ctx)
+            finally:
+                sys.stdout.flush()  # Not later: there nobody would handle what goes wrong.
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
-            _drop_output()
             raise typer.Exit(BROKEN_PIPE) from None
         except Exception as error:
             line = _line_of(error)
             if line is None:
                 raise
-            if isinstance(error, OSError):
-                _drop_output()
             typer.echo(f"{ctx.info_name}: {line}", err=True)
             raise typer.Exit(FAILED) from None
-        return result
-
-
-def _drop_output() -> None:
-    """Let go of what cannot be written, or the interpreter would try again, and complain."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _line_of(error: Exception) -> str | None:

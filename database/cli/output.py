@@ -15,6 +15,8 @@ __all__ = ["print_record", "print_rows", "warn"]
 _ROWS_OF_A_TABLE = 500
 """On a terminal a table needs all its rows before its first line; longer lists are several."""
 
+_WIDTH_OF_ID = 36
+
 # Bytes that move a terminal's cursor, or part a tab-separated line, are shown by their escapes.
 _CONTROLS = {c: repr(chr(c))[1:-1] for c in (*range(32), *range(127, 160), 0x2028, 0x2029)}
 
@@ -46,8 +48,10 @@ def print_record(record: Any, *, as_json: bool) -> None:
     if as_json:
         print(_dumped(fields))  # noqa: T201
         return
+    width = max(map(len, fields), default=0) + 1
     for name, value in fields.items():
-        print(f"{name}\t{cell(value)}")  # noqa: T201
+        between = " " * (width - len(name)) if sys.stdout.isatty() else "\t"
+        print(f"{name}{between}{cell(value)}")  # noqa: T201
 
 
 def warn(line: str) -> None:
@@ -93,7 +97,9 @@ def _print_tables(rows: Iterator[Any], columns: Sequence[str]) -> None:
     while True:
         table = Table(box=None, pad_edge=False)
         for name in columns:
-            table.add_column(name, overflow="fold")
+            # An id on one line can be copied.
+            width = min(_WIDTH_OF_ID, console.width // 2) if name == "id" else None
+            table.add_column(name, overflow="fold", min_width=width)
         for row in part:
             table.add_row(*(Text(cell(_field(row, name))) for name in columns))
         console.print(table)

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+<<<<<<< HEAD
 from benchmarks import memories, notes, pydantic_ai, states, works
+=======
+from benchmarks import branches, memories, notes, states, works
+>>>>>>> main
 from benchmarks.harness import Contender, Effort, Timings, measure
 
 if TYPE_CHECKING:
@@ -99,6 +103,15 @@ CASES = (
         ),
     ),
     Case(
+        "branched",
+        branches.branched,
+        (
+            Claim("1,000 messages in 20 branches", 3.0, "branched", "linear"),
+            Claim("  last 50", None, "branched, last 50", "linear, last 50"),
+            Claim("  1,000 of a fork", None, "fork", "linear"),
+        ),
+    ),
+    Case(
         "list",
         works.listing,
         (
@@ -147,8 +160,20 @@ CASES = (
     Case("recall-user", memories.recall_user, (Claim("recall of a user's 500", 1.5),)),
     Case("recall-small", memories.recall_small, (Claim("recall in 1 of 100 tenants", 1.5),)),
     Case("add-many", memories.add_many, (Claim("add_many of 10,000 memories", 0.8),), fewest=2),
+<<<<<<< HEAD
     *(_PYDANTIC_AI if find_spec("pydantic_ai") else ()),
     Case("import", works.importing, (Claim("import database", 1.15),), fewest=15),
+=======
+    Case(
+        "import",
+        works.importing,
+        (
+            Claim("import database", 1.15),
+            Claim("  and all its names", ours="ours, all names"),
+        ),
+        fewest=15,
+    ),
+>>>>>>> main
     # Last: its messages make the tables larger.
     Case("bulk", works.bulk, (Claim("append_many of 10,000", 0.8),), fewest=10),
 )

@@ -259,6 +259,29 @@ def test_erasing_a_user_ends_what_others_forks_share(db: TenantSession) -> None:
     assert Messages.count(db) == 3
 
 
+def test_branches_and_forks_travel(db: TenantSession, other: TenantSession) -> None:
+    mine, theirs = UserFactory(db=db), UserFactory(db=db)
+    chat, (first, *_) = talk(db, "a", "b", "c", user_id=mine.id)
+    Messages.edit(db, first.id, content="A")
+    own = Conversations.fork(db, chat.id)
+    Messages.append(db, own.id, role="user", content="F")
+    Conversations.switch(db, chat.id, first)
+    others = Conversations.fork(db, chat.id, user_id=theirs.id)
+    Messages.append(db, others.id, role="user", content="T")
+    Messages.edit(db, first.id, content="R", conversation_id=others.id)
+
+    UserRepository.import_(other, UserRepository.export(db, mine.id))
+    assert (said(other, chat), said(other, own)) == ("a b c", "A F")
+    assert len(Conversations.branches(other, chat.id)) == 2
+    Messages.append(other, chat.id, role="user", content="d")
+    assert said(other, chat) == "a b c d"
+    # Of what belongs to another user, only what was written in the fork.
+    UserRepository.import_(other, UserRepository.export(db, theirs.id))
+    assert said(other, others) == "R"
+    shown = {b.head.content for b in Conversations.branches(other, others.id)}
+    assert shown == {"R", "T"}
+
+
 # Turns
 
 
@@ -472,3 +495,21 @@ def test_a_branched_history_is_two_statements(db: TenantSession) -> None:
     with counted_statements() as statements:
         Messages.history_to(db, first.id)
     assert len(statements) == 1
+
+
+# Scopes
+
+
+def test_conversations_are_listed_by_scope(db: TenantSession, other: TenantSession) -> None:
+    for session in (db, other):
+        for scope in ("support", "support", "sales", None):
+            Conversations.create(session, scope=scope)
+    newest = Conversations.update(db, Conversations.create(db).id, scope="support")
+    page = Conversations.list(db, scope="support", limit=2)
+    assert page.items[0] == newest
+    rest = Conversations.list(db, scope="support", limit=2, cursor=page.next_cursor)
+    assert [c.scope for c in (*page, *rest)] == ["support"] * 3
+    assert (Conversations.count(db, scope="sales"), rest.next_cursor) == (1, None)
+    for value in ("", "x" * 256, 1):
+        with pytest.raises(InvalidValueError, match=r"^scope: "):
+            Conversations.create(db, scope=value)

@@ -23,7 +23,7 @@ from database.repositories.branching import (
     pop,
 )
 from database.repositories.histories import OF_CONVERSATION, read_path
-from database.repositories.links import PURGE, before, linked, unlink
+from database.repositories.links import PURGE, before, unlink, unlink_deactivated
 from database.repositories.message_reads import MessageReads
 from database.session import tenant_of
 from database.types import utcnow
@@ -274,8 +274,7 @@ class MessageRepository(MessageReads):
             return int(purged)
         with transaction(db):
             lock(db, conversation)
-            for message in linked(db, conversation):
-                unlink(db, message)
+            unlink_deactivated(db, conversation)
             _, purged = db.execute(PURGE, {**parameters, "linked": True}).one()
             return int(purged)
 

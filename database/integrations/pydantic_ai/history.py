@@ -25,8 +25,8 @@ __all__ = [
     "History",
     "Skipped",
     "append_history",
+    "are_ours",
     "clear",
-    "is_ours",
     "load_history",
     "read_row",
     "read_rows",
@@ -90,7 +90,7 @@ def load_history(
     rows: Sequence[Message | Body] = []
     if turns is None:
         rows = MessageRepository.bodies(db, conversation_id, limit=limit)
-    if not all(map(is_ours, rows)) or turns is not None:
+    if turns is not None or not are_ours(rows):
         rows = MessageRepository.history(db, conversation_id, limit=limit, turns=turns)
     read, skipped = read_rows(rows, strict=strict)
     history = History(message for _, message in read)
@@ -98,9 +98,13 @@ def load_history(
     return history
 
 
-def is_ours(row: Message | Body) -> bool:
-    """Tell whether a row says all in its data: one that Pydantic AI's messages were written to."""
-    return row.data_format is not None and row.data_format.startswith(_OURS)
+def are_ours(rows: Iterable[Message | Body]) -> bool:
+    """Tell whether all rows are of Pydantic AI's messages, which their bodies tell whole."""
+    return all(map(_is_ours, {row.data_format for row in rows}))
+
+
+def _is_ours(data_format: str | None) -> bool:
+    return data_format is not None and data_format.startswith(_OURS)
 
 
 def read_rows(
@@ -131,20 +135,20 @@ def read_rows(
 
 
 def read_row(row: Message | Body) -> ModelMessage:
-    """Return the message of a row, a whole one unless it `is_ours`.
+    """Return the message of a row, a whole one unless they `are_ours`.
 
     Raises:
         UnreadableMessageError: It is corrupt, or of another version of the format.
     """
-    if isinstance(row, Message) and not is_ours(row):
+    if row.data_format == FORMAT:
+        try:
+            return parse_message(row.data or b"")
+        except (ValueError, RecursionError):
+            # Not the cause: it shows contents.
+            raise UnreadableMessageError(row.id, row.position, "its data is corrupt") from None
+    if isinstance(row, Message) and not _is_ours(row.data_format):
         return message_of(row)
-    if row.data_format != FORMAT:
-        raise UnreadableMessageError(row.id, row.position, "its format is of another version")
-    try:
-        return parse_message(row.data or b"")
-    except (ValueError, RecursionError):
-        # Not the cause: it shows contents.
-        raise UnreadableMessageError(row.id, row.position, "its data is corrupt") from None
+    raise UnreadableMessageError(row.id, row.position, "its format is of another version")
 
 
 def append_history(

@@ -14,7 +14,7 @@ from pydantic_ai.conversation_store import (
 
 from database.config import SessionLocal
 from database.errors import AlreadyExistsError, NotFoundError
-from database.integrations.pydantic_ai.history import is_ours, read_row, read_rows
+from database.integrations.pydantic_ai.history import are_ours, read_row, read_rows
 from database.integrations.pydantic_ai.records import is_current, metadata_of, record_of
 from database.integrations.pydantic_ai.rows import row_of
 from database.integrations.worker_threads import in_worker_thread
@@ -282,7 +282,7 @@ def _rows_to(db: Session, entry_id: str, limit: int | None) -> Sequence[Message 
     except NotFoundError:
         raise LookupError(entry_id) from None
     rows: Sequence[Message | Body] = MessageRepository.bodies_to(db, wanted, limit=limit)
-    if not all(map(is_ours, rows)):
+    if not are_ours(rows):
         rows = MessageRepository.history_to(db, wanted, limit=limit)
     if not rows or rows[-1].id != wanted:
         raise LookupError(entry_id)

@@ -8,11 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-<<<<<<< HEAD
-from benchmarks import memories, notes, pydantic_ai, states, works
-=======
-from benchmarks import branches, memories, notes, states, works
->>>>>>> main
+from benchmarks import branches, memories, notes, pydantic_ai, states, works
 from benchmarks.harness import Contender, Effort, Timings, measure
 
 if TYPE_CHECKING:
@@ -160,10 +156,7 @@ CASES = (
     Case("recall-user", memories.recall_user, (Claim("recall of a user's 500", 1.5),)),
     Case("recall-small", memories.recall_small, (Claim("recall in 1 of 100 tenants", 1.5),)),
     Case("add-many", memories.add_many, (Claim("add_many of 10,000 memories", 0.8),), fewest=2),
-<<<<<<< HEAD
     *(_PYDANTIC_AI if find_spec("pydantic_ai") else ()),
-    Case("import", works.importing, (Claim("import database", 1.15),), fewest=15),
-=======
     Case(
         "import",
         works.importing,
@@ -173,7 +166,6 @@ CASES = (
         ),
         fewest=15,
     ),
->>>>>>> main
     # Last: its messages make the tables larger.
     Case("bulk", works.bulk, (Claim("append_many of 10,000", 0.8),), fewest=10),
 )

@@ -230,6 +230,35 @@ def test_a_cleared_fork_comes_back(db: TenantSession) -> None:
     assert (said(db, fork), counted(db, fork)) == ("a b F", (3, "F"))
 
 
+def test_clear(db: TenantSession) -> None:
+    chat, (first, _) = talk(db, "a", "b")
+    fork = Conversations.fork(db, chat.id, at=first)
+    Messages.append(db, fork.id, role="user", content="F")
+    assert Messages.clear(db, chat.id) == 1
+    assert (said(db, chat), counted(db, chat), said(db, fork)) == ("", (0, None), "a F")
+    assert Messages.append(db, chat.id, role="user", content="c").position == 3
+    assert (said(db, chat), counted(db, chat)) == ("c", (1, "c"))
+    assert Messages.clear(db, fork.thread_id) == 2
+    assert (said(db, fork), Messages.clear(db, fork.id), Messages.clear(db, uuid4())) == ("", 0, 0)
+    other = Conversations.fork(db, chat.id)
+    assert Messages.clear(db, other.id) == 0
+    assert (said(db, other), said(db, chat)) == ("", "c")
+
+
+def test_pop(db: TenantSession) -> None:
+    chat, (first, second, third) = talk(db, "a", "b", "c")
+    assert (Messages.pop_last(db, chat.id), said(db, chat)) == (third, "a b")
+    assert not Messages.exists(db, third.id)
+    fork = Conversations.fork(db, chat.id)
+    assert (Messages.pop_last(db, fork.id), said(db, fork), said(db, chat)) == (second, "a", "a b")
+    assert (Messages.pop_last(db, chat.id), said(db, chat)) == (second, "a")
+    assert Messages.exists(db, second.id)  # the fork may come back to it
+    Messages.append(db, chat.id, role="user", content="d")
+    assert Messages.pop_last(db, chat.id, before=2) == first
+    assert (said(db, chat), counted(db, chat)) == ("d", (1, "d"))
+    assert Messages.pop_last(db, chat.id, before=2) is None
+
+
 def test_purging_what_expired_keeps_what_forks_show(
     db: TenantSession, other: TenantSession
 ) -> None:

@@ -89,7 +89,7 @@ class DatabaseSession:
             InvalidValueError: The limit is negative, or, if strict, a message cannot be read.
         """
         most = resolve_session_limit(limit, self.session_settings)
-        if most is not None and check_number("limit", most, 0, 2**31 - 1) == 0:
+        if most is not None and check_number("limit", most, 0, 2**62) == 0:
             return []
         return await self._read(lambda db, known: self._items(db, known, most), [])
 

@@ -279,6 +279,8 @@ async def test_tenants_and_users_are_checked(tenant: str) -> None:
         await DatabaseSession("chat", tenant_id="no tenant!").get_items()
     with pytest.raises(InvalidValueError, match="user_id"):
         DatabaseSession("chat", user_id="Ada")
+    with pytest.raises(InvalidValueError, match="user_id"):
+        await DatabaseSession.list_sessions(user_id="Ada")
     with pytest.raises(InvalidReferenceError, match="user_id"):
         await DatabaseSession("chat", tenant_id=tenant, user_id=uuid4()).add_items([USER])
     assert not (await DatabaseSession.list_sessions(tenant_id=tenant)).items
@@ -425,7 +427,7 @@ async def test_what_cannot_be_read_is_left_out_or_an_error(
     with caplog.at_level(logging.WARNING, "database.integrations"):
         assert await ours.get_items() == numbered(4)
         assert await ours.get_items(3) == numbered(3, 1)
-        assert [*{record.args[0] for record in caplog.records}] == [4, 6]  # type: ignore[index]
+        assert [*{record.args[1] for record in caplog.records}] == [4, 6]  # type: ignore[index]
         assert "secret" not in caplog.text
         assert await ours.pop_item() == numbered(1, 3)[0]
         assert await ours.pop_item() == numbered(1, 2)[0]

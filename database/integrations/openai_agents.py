@@ -201,9 +201,7 @@ class DatabaseSession:
     ) -> Page[Conversation]:
         """Return a page of the tenant's or a user's conversations, newest activity first."""
         return await in_worker_thread(
-            lambda db: ConversationRepository.list(
-                db, user_id=_uuid("user_id", user_id), limit=limit, cursor=cursor
-            ),
+            lambda db: ConversationRepository.list(db, user_id=user_id, limit=limit, cursor=cursor),
             tenant_id=tenant_id,
             sessions=sessions,
         )
@@ -298,7 +296,12 @@ class DatabaseSession:
     def _leave_out(self, message: Message | Body, error: InvalidValueError) -> None:
         if self.strict:
             raise error
-        logger.warning("message %d is no item and left out: %s", message.position, error)
+        logger.warning(
+            "session %r: the message at position %d is left out: %s",
+            self.session_id,
+            message.position,
+            error,
+        )
 
 
 def _write(db: TenantSession, conversation: UUID, rows: list[dict[str, Any]]) -> None:

@@ -130,11 +130,11 @@ class _Threads:
 
     def take(self, call: _Call[Any]) -> None:
         """Let a thread make a call as soon as one is free."""
-        self._calls.put(call)
         if self._missing:
             with suppress(IndexError):  # another loop's thread was faster
                 self._missing.pop()
                 Thread(target=_work, args=[self._calls], name="database", daemon=True).start()
+        self._calls.put(call)
 
 
 def _work(calls: SimpleQueue[_Call[Any] | None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from uuid import UUID
 
 from benchmarks.harness import Contender, repeat
@@ -28,9 +29,7 @@ def branched(site: Site) -> Iterator[list[Contender]]:
         yield [
             Contender(
                 f"{name}{part}",
-                repeat(
-                    lambda way=way, limit=limit: MessageRepository.history(db, way, limit=limit)
-                ),
+                repeat(partial(MessageRepository.history, db, way, limit=limit)),
             )
             for name, way in (("linear", linear), ("branched", edited), ("fork", fork))
             for part, limit in (("", None), (", last 50", 50))

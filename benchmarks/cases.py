@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from benchmarks import branches, memories, notes, pydantic_ai, states, works
+from benchmarks import agents, branches, langchain, memories, notes, pydantic_ai, states, works
 from benchmarks.harness import Contender, Effort, Timings, measure
 
 if TYPE_CHECKING:
@@ -52,6 +52,52 @@ class Case:
             return measure([one for one in contenders if one.name in names], effort)
 
 
+_TASKS = ("ours, 8 tasks", f"{agents.THEIRS}, 8 tasks")
+
+_AGENTS = (
+    Case(
+        "agents-add",
+        agents.add_one,
+        (
+            Claim("Agents SDK: add an item", 1 / 3, base=agents.THEIRS),
+            Claim("  by 8 tasks, each", 1 / 3, *_TASKS),
+        ),
+    ),
+    Case(
+        "agents-last",
+        agents.last,
+        (
+            Claim("Agents SDK: last 50 of 1,000", 1 / 3, base=agents.THEIRS),
+            Claim("  by 8 tasks, each", 1 / 3, *_TASKS),
+        ),
+    ),
+    Case(
+        "agents-many",
+        agents.add_many,
+        (Claim("Agents SDK: add 10,000 items", 1.0, base=agents.THEIRS),),
+        fewest=8,
+    ),
+)
+_LANGCHAIN = (
+    Case(
+        "langchain-add",
+        langchain.add_one,
+        (
+            Claim("LangChain: add a message", 1.0, base=langchain.THEIRS),
+            Claim("  theirs in autocommit", base=langchain.AUTOCOMMIT),
+        ),
+    ),
+    Case(
+        "langchain-last",
+        langchain.last,
+        (Claim("LangChain: last 50 of 1,000", 1 / 10, base=langchain.AUTOCOMMIT),),
+    ),
+    Case(
+        "langchain-many",
+        langchain.add_many,
+        (Claim("LangChain: add 1,000 messages", base=langchain.THEIRS),),
+    ),
+)
 _PYDANTIC_AI = (
     Case(
         "pydantic-ai-load",
@@ -156,6 +202,8 @@ CASES = (
     Case("recall-user", memories.recall_user, (Claim("recall of a user's 500", 1.5),)),
     Case("recall-small", memories.recall_small, (Claim("recall in 1 of 100 tenants", 1.5),)),
     Case("add-many", memories.add_many, (Claim("add_many of 10,000 memories", 0.8),), fewest=2),
+    *(_AGENTS if find_spec("agents") else ()),
+    *(_LANGCHAIN if find_spec("langchain_postgres") else ()),
     *(_PYDANTIC_AI if find_spec("pydantic_ai") else ()),
     Case(
         "import",

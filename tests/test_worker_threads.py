@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 from collections.abc import Iterator
@@ -227,3 +228,19 @@ def test_works_in_a_forked_child(tenant: str) -> None:
             os._exit(0)
     os.waitpid(child, 0)
     assert threads_of(tenant) == ["child", "parent"]
+
+
+def test_threads_end_with_their_engine(tenant: str, fresh_url: str) -> None:
+    engine = create_database_engine(fresh_url, get_settings())
+    own = sessionmaker(engine, class_=TenantSession)
+
+    def thread(_: TenantSession) -> threading.Thread:
+        return threading.current_thread()
+
+    ended = asyncio.run(in_worker_thread(thread, tenant_id=tenant, sessions=own))
+    assert ended.is_alive()
+    engine.dispose()
+    del engine, own
+    gc.collect()
+    ended.join(WAIT)
+    assert not ended.is_alive()

@@ -1,0 +1,22 @@
+"""The command line: `database --help`, with the extra `cli`.
+
+Nothing here holds SQL. What talks to the database is imported when a command runs, so that help
+comes at once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command that the process's arguments name, and exit."""
+    try:
+        from database.cli.app import app
+    except ModuleNotFoundError as error:
+        if error.name not in ("typer", "rich"):
+            raise
+        sys.exit("database: the command line needs the extra: pip install 'llm-database[cli]'")
+    app(prog_name="database")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date, datetime
+from datetime import timezone as timezone_of
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from database.errors import InvalidValueError
@@ -146,6 +147,8 @@ def _stats(by: Grouping | None, period: Period, row: Sequence[Any]) -> MessageSt
     key, label, *counts = row
     if by == "hour":
         key = key.astimezone(period.zone)
+        # Of one zone's times the two in an hour that comes twice would be equal.
+        key = key.replace(tzinfo=timezone_of(key.utcoffset()))
         label = key.isoformat(timespec="minutes")
     elif by == "role":
         key = Role(key)

@@ -95,8 +95,8 @@ class SchemaOutdatedError(ConfigurationError):
     def __init__(self, found: str | None, needed: str) -> None:
         super().__init__(
             f"the database's schema is at revision {found or 'none'}, this version needs {needed}:"
-            " run `alembic upgrade head`, or database.init_db() in development; a newer database"
-            " needs a newer version of this library"
+            " run `alembic upgrade head` or `database upgrade`, or database.init_db() in"
+            " development; a newer database needs a newer version of this library"
         )
         self.found = found
         self.needed = needed

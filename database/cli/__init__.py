@@ -6,6 +6,7 @@ comes at once.
 
 from __future__ import annotations
 
+import logging
 import sys
 
 __all__ = ["main"]
@@ -19,4 +20,6 @@ def main() -> None:
         if error.name not in ("typer", "rich"):
             raise
         sys.exit("database: the command line needs the extra: pip install 'llm-database[cli]'")
+    # Each attempt to connect would be a line; the error after the last one is enough.
+    logging.getLogger("database.pool").setLevel(logging.ERROR)
     app(prog_name="database")

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +13,7 @@ from database.cli.errors import CommandError
 if TYPE_CHECKING:
     from database.session import TenantSession
 
-__all__ = ["AsJson", "Tenant", "Yes", "confirm", "progress", "session"]
+__all__ = ["AsJson", "Limit", "Output", "Tenant", "Yes", "confirm", "progress", "session"]
 
 
 def _or_before(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
@@ -33,18 +34,23 @@ Tenant = Annotated[
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON.", callback=_or_before, show_default=False)
 ]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, help="How many at most.", show_default=False)
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", metavar="FILE", help="Where to; else standard output.", show_default=False
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.", show_default=False)]
 
 
 @contextmanager
 def session(tenant: str | None) -> Iterator["TenantSession"]:
     """Open a session of a tenant; None is the configured one."""
-    import logging
-
     from database.config import get_db_session
 
-    # Each attempt to connect would be a line; the error after the last one is enough.
-    logging.getLogger("database.pool").setLevel(logging.ERROR)
     with get_db_session(tenant_id=tenant) as db:
         yield db
 
@@ -64,9 +70,11 @@ def confirm(question: str, *, yes: bool) -> None:
 
 
 @contextmanager
-def progress(what: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal's standard error; yields what counts steps done."""
-    if not sys.stderr.isatty():
+def progress(
+    what: str, total: int | None = None, *, shown: bool = True
+) -> Iterator[Callable[[int], None]]:
+    """Show a bar, if standard error is a terminal; yields what counts steps done."""
+    if not (shown and sys.stderr.isatty()):
         yield lambda _: None
         return
     from rich.console import Console

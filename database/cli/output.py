@@ -63,6 +63,8 @@ def cell(value: Any) -> str:
             text = value.isoformat(timespec="seconds")
         case Enum():
             text = str(value.value)
+        case list() if all(isinstance(item, str) for item in value):
+            text = " ".join(value)
         case dict() | list():
             text = _dumped(value)
         case _:

@@ -2,7 +2,7 @@
 
 import typer
 
-from database.cli import conversations, history, keys, schema, users
+from database.cli import conversations, history, keys, schema, stats, users
 from database.cli.errors import Commands
 from database.cli.options import AsJson, Tenant
 
@@ -26,6 +26,7 @@ app.add_typer(users.app, name="users", no_args_is_help=True)
 app.add_typer(keys.app, name="keys", no_args_is_help=True)
 app.add_typer(history.app, name="history", no_args_is_help=True)
 app.add_typer(conversations.app, name="conversations", no_args_is_help=True)
+app.command()(stats.stats)
 app.command()(schema.upgrade)
 # A step such as -1 is no option.
 app.command(context_settings={"ignore_unknown_options": True})(schema.downgrade)

@@ -106,6 +106,4 @@ def _needed(module: str) -> Any:
         missing = module.partition(".")[0]
         if error.name != missing:
             raise
-        raise CommandError(
-            f"charts need {missing}: pip install 'llm-database[plot]'"
-        ) from None
+        raise CommandError(f"charts need {missing}: pip install 'llm-database[plot]'") from None

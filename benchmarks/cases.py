@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from benchmarks import memories, notes, states, works
+from benchmarks import agents, memories, notes, states, works
 from benchmarks.harness import Contender, Effort, Timings, measure
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["CASES", "Case", "Claim"]
 
 _SHARE_OF_THROUGHPUT = 1 / 0.7
+_TASKS = ("ours, 8 tasks", f"{agents.THEIRS}, 8 tasks")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,30 @@ class Case:
             return measure([one for one in contenders if one.name in names], effort)
 
 
+_AGENTS = (
+    Case(
+        "agents-add",
+        agents.add_one,
+        (
+            Claim("Agents SDK: add an item", 1 / 3, base=agents.THEIRS),
+            Claim("  by 8 tasks, each", 1 / 3, *_TASKS),
+        ),
+    ),
+    Case(
+        "agents-last",
+        agents.last,
+        (
+            Claim("Agents SDK: last 50 of 1,000", 1 / 3, base=agents.THEIRS),
+            Claim("  by 8 tasks, each", 1 / 3, *_TASKS),
+        ),
+    ),
+    Case(
+        "agents-many",
+        agents.add_many,
+        (Claim("Agents SDK: add 10,000 items", 1.0, base=agents.THEIRS),),
+        fewest=8,
+    ),
+)
 CASES = (
     Case(
         "append",
@@ -128,6 +154,7 @@ CASES = (
     Case("recall-user", memories.recall_user, (Claim("recall of a user's 500", 1.5),)),
     Case("recall-small", memories.recall_small, (Claim("recall in 1 of 100 tenants", 1.5),)),
     Case("add-many", memories.add_many, (Claim("add_many of 10,000 memories", 0.8),), fewest=2),
+    *(_AGENTS if find_spec("agents") else ()),
     Case("import", works.importing, (Claim("import database", 1.15),), fewest=15),
     # Last: its messages make the tables larger.
     Case("bulk", works.bulk, (Claim("append_many of 10,000", 0.8),), fewest=10),

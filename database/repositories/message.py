@@ -51,6 +51,11 @@ _ALL = (
     .order_by(Message.position)
     .execution_options(**OPTIONS)
 )
+_CLEAR = (
+    delete(Message)
+    .where(*OF_CONVERSATION)
+    .execution_options(synchronize_session=False, names_tenant=True)
+)
 _SEARCH = Search(
     Message,
     {"user": Uuid(), "conversation": Uuid(), "role": Text(), "extra_data": JSONPATH()},
@@ -319,6 +324,46 @@ class MessageRepository(Repository[Message]):
             limit=limit,
             cursor=cursor,
         )
+
+    @classmethod
+    def pop_last(
+        cls, db: Session, conversation_id: UUID | str, *, before: int | None = None
+    ) -> Message | None:
+        """Delete the newest message for good and return it; no two calls return the same one.
+
+        Args:
+            db: The session.
+            conversation_id: Whose.
+            before: Only a message at a position below this one.
+
+        Returns:
+            The message, no longer the session's; None if there is none.
+        """
+        conversation = cls._conversation(db, conversation_id)
+        with transaction(db):
+            lock(db, conversation)
+            message = next(iter(cls.history(db, conversation, limit=1, before=before)), None)
+            if message is None:
+                return None
+            super().delete(db, message.id)
+            recount(db, conversation)
+        db.expunge(message)
+        return message
+
+    @classmethod
+    def clear(cls, db: Session, conversation_id: UUID | str) -> int:
+        """Delete all messages of a conversation for good, hidden ones too; return how many.
+
+        The conversation stays, with its metadata; positions are not given again.
+        """
+        conversation = cls._conversation(db, conversation_id)
+        with transaction(db):
+            lock(db, conversation)
+            parameters = {"tenant": tenant_of(db), "conversation": conversation}
+            deleted = db.connection().execute(_CLEAR, parameters).rowcount
+            if deleted:
+                recount(db, conversation)
+            return deleted
 
     @classmethod
     def deactivate(

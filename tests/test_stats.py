@@ -36,7 +36,7 @@ BERLIN = "Europe/Berlin"
 
 
 def said(db: TenantSession, chat: UUID, at: datetime = NOON, **fields: Any) -> UUID:
-    row = {"role": "user", "content": "secret words", "created_at": at} | fields
+    row: dict[str, Any] = {"role": "user", "content": "secret words", "created_at": at} | fields
     return MessageRepository.append(db, chat, **row).id
 
 
@@ -123,9 +123,9 @@ def test_filters(db: TenantSession) -> None:
         ({"model": "m-1", "role": "assistant", "user_id": user}, 1),
         ({"model": "m-1", "conversation_id": other.id, "user_id": user}, 0),
     ):
-        assert Stats.summary(db, **filters).messages == expected, filters  # type: ignore[arg-type]
+        assert Stats.summary(db, **filters).messages == expected, filters
         for by in ("day", "role", "user"):
-            rows = Stats.messages(db, by, **filters)  # type: ignore[arg-type]
+            rows = Stats.messages(db, by, **filters)
             assert sum(row.messages for row in rows) == expected, (by, filters)
 
 
@@ -385,6 +385,8 @@ def test_what_a_unit_has_appended_counts(db: TenantSession, chat: UUID) -> None:
 class Nowhere(tzinfo):
     def utcoffset(self, _: datetime | None) -> None:
         return None
+
+    dst = tzname = utcoffset
 
 
 BAD: list[tuple[str, dict[str, Any]]] = [

@@ -7,7 +7,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -164,27 +163,6 @@ def test_what_the_server_quotes_is_not_in_spans(
     assert failed.status.description is None
     attributes = failed.attributes or {}
     assert (attributes["error.type"], attributes["db.response.status_code"]) == (state, state)
-
-
-def test_the_usual_instrumentation_shows_no_contents_either(
-    provider: TracerProvider, spans: Spans, db: TenantSession
-) -> None:
-    """For those who force it: it does not take SQLAlchemy 2.1 yet."""
-    usual = SQLAlchemyInstrumentor()
-    usual.instrument(engine=get_engine(), tracer_provider=provider, skip_dep_check=True)
-    try:
-        chat = ConversationRepository.create(db, thread_id=SECRET).id
-        message = str(MessageRepository.append(db, chat, role="user", content=SECRET).id)
-        with pytest.raises(AlreadyExistsError):
-            ConversationRepository.create(db, thread_id=SECRET)
-        with SessionLocal(tenant_id=ALL_TENANTS) as everywhere:
-            for statement in REFUSED.values():
-                with pytest.raises(DatabaseError), transaction(everywhere):
-                    everywhere.execute(statement, {"id": message, "secret": SECRET})
-    finally:
-        usual.uninstrument()
-    assert sum(span.status.status_code is StatusCode.ERROR for span in spans()) == 3
-    assert not any(SECRET in span.to_json() or message in span.to_json() for span in spans())
 
 
 def test_failures_end_their_spans(traced: Spans, db: TenantSession) -> None:

@@ -16,7 +16,7 @@ from agents.memory.session_settings import coerce_session_settings, resolve_sess
 from database.config import SessionLocal
 from database.errors import InvalidReferenceError, InvalidValueError, NotFoundError
 from database.integrations import openai_turns
-from database.integrations.openai_items import item_of, row_of
+from database.integrations.openai_items import item_of, items_of, row_of
 from database.integrations.worker_threads import in_worker_thread
 from database.pagination import SearchPage
 from database.repositories.conversation import ConversationRepository
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from database.models.conversation import Conversation
     from database.models.message import Message
     from database.pagination import Page
+    from database.repositories.histories import Body
     from database.session import TenantSession
 
 __all__ = ["DatabaseSession"]
@@ -263,13 +264,14 @@ class DatabaseSession:
         before = None
         while True:
             wanted = None if most is None else most - len(items)
-            page = MessageRepository.history(db, known, limit=wanted, before=before)
-            items[:0] = self._readable(page)
+            page = MessageRepository.bodies(db, known, limit=wanted, before=before)
+            read = items_of(page)
+            items[:0] = self._readable(page) if read is None else read
             if wanted is None or len(page) < wanted or len(items) == most:
                 return items
             before = page[0].position
 
-    def _readable(self, page: list[Message]) -> list[Any]:
+    def _readable(self, page: list[Body]) -> list[Any]:
         items = []
         for message in page:
             try:
@@ -292,10 +294,10 @@ class DatabaseSession:
                 self._leave_out(message, error)
                 before = message.position
 
-    def _leave_out(self, message: Message, error: InvalidValueError) -> None:
+    def _leave_out(self, message: Message | Body, error: InvalidValueError) -> None:
         if self.strict:
             raise error
-        logger.warning("message %s is no item and left out: %s", message.id, error)
+        logger.warning("message %d is no item and left out: %s", message.position, error)
 
 
 def _write(db: TenantSession, conversation: UUID, rows: list[dict[str, Any]]) -> None:

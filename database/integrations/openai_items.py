@@ -13,9 +13,12 @@ from database.errors import InvalidValueError
 from database.types import clean_text
 
 if TYPE_CHECKING:
-    from database.models.message import Message
+    from collections.abc import Sequence
 
-__all__ = ["FORMAT", "item_of", "row_of", "text_of"]
+    from database.models.message import Message
+    from database.repositories.histories import Body
+
+__all__ = ["FORMAT", "item_of", "items_of", "row_of", "text_of"]
 
 FORMAT = "openai-agents/1"
 
@@ -59,7 +62,7 @@ def row_of(item: object) -> dict[str, Any]:
     return row
 
 
-def item_of(message: Message) -> dict[str, Any]:
+def item_of(message: Message | Body) -> dict[str, Any]:
     """Return the item that a message keeps; of one that the application wrote, what it says.
 
     Raises:
@@ -79,6 +82,34 @@ def item_of(message: Message) -> dict[str, Any]:
             }
         raise InvalidValueError("tool_call_id", "must be given of a tool's message")
     raise InvalidValueError("data_format", f"must be {FORMAT}, with data, or none")
+
+
+def items_of(bodies: Sequence[Body]) -> list[dict[str, Any]] | None:
+    """Return the items of messages, if all are plain or well kept; otherwise None.
+
+    It reads them as one document: a fifth of the time.
+    """
+    documents = [body.data for body in bodies if body.data is not None]
+    if not all(
+        body.data_format == FORMAT if body.data is not None else _is_plain_body(body)
+        for body in bodies
+    ):
+        return None
+    try:
+        read = json.loads(b"[%b]" % b",".join(documents))
+    except (ValueError, RecursionError):
+        return None
+    if len(read) != len(documents) or not all(type(item) is dict for item in read):
+        return None
+    items = iter(read)
+    return [
+        {"role": body.role, "content": body.content} if body.data is None else next(items)
+        for body in bodies
+    ]
+
+
+def _is_plain_body(body: Body) -> bool:
+    return body.data_format is None and body.role in _PLAIN_ROLES
 
 
 def text_of(content: object) -> str:

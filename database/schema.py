@@ -168,15 +168,18 @@ def render_sql(revision: str, output: TextIO, *, settings: Settings | None = Non
 def installed_revision() -> str | None:
     """Return the revision of the configured database, or None before the first migration.
 
+    It looks as migrations do, with the owner's login where there is one.
+
     Raises:
         TransientError: No server can be reached.
     """
-    from database.config import get_engine
+    from database.config import get_settings, get_url
+    from database.pool import create_migration_engine
 
-    engine = get_engine().execution_options(isolation_level="AUTOCOMMIT")
-    with translated(), engine.connect() as connection:
-        exists = connection.scalar(text("SELECT to_regclass('alembic_version') IS NOT NULL"))
-        return current_revision(connection) if exists else None
+    settings = get_settings()
+    url = settings.migration_url.get_secret_value() if settings.migration_url else get_url(settings)
+    with translated(), create_migration_engine(url, settings).connect() as connection:
+        return _revision_in(connection)
 
 
 def check_schema() -> None:
@@ -185,6 +188,15 @@ def check_schema() -> None:
     Raises:
         SchemaOutdatedError: It is not; the text says what to run.
     """
-    found = installed_revision()
+    from database.config import get_engine
+
+    engine = get_engine().execution_options(isolation_level="AUTOCOMMIT")
+    with translated(), engine.connect() as connection:
+        found = _revision_in(connection)
     if found != head_revision():
         raise SchemaOutdatedError(found, head_revision())
+
+
+def _revision_in(connection: Connection) -> str | None:
+    exists = connection.scalar(text("SELECT to_regclass('alembic_version') IS NOT NULL"))
+    return current_revision(connection) if exists else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from io import TextIOWrapper
 
 __all__ = ["main"]
 
@@ -22,4 +23,8 @@ def main() -> None:
         sys.exit("database: the command line needs the extra: pip install 'llm-database[cli]'")
     # Each attempt to connect would be a line; the error after the last one is enough.
     logging.getLogger("database.pool").setLevel(logging.ERROR)
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A terminal shows what it can; programs get UTF-8.
+        encoding = None if sys.stdout.isatty() else "utf-8"
+        sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
     app(prog_name="database")

@@ -33,16 +33,25 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
-            # What is still buffered has nowhere to go when the interpreter flushes it.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             raise typer.Exit(BROKEN_PIPE) from None
         except Exception as error:
             line = _line_of(error)
             if line is None:
                 raise
+            if isinstance(error, OSError):
+                _drop_output()
             typer.echo(f"{ctx.info_name}: {line}", err=True)
             raise typer.Exit(FAILED) from None
         return result
+
+
+def _drop_output() -> None:
+    """Let go of what cannot be written, or the interpreter would try again, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _line_of(error: Exception) -> str | None:
@@ -52,6 +61,8 @@ def _line_of(error: Exception) -> str | None:
     if isinstance(error, OSError):
         name = "" if error.filename is None else f"{error.filename}: "
         return f"{name}{error.strerror or type(error).__name__}"
+    if "sqlalchemy" not in sys.modules:
+        return None  # It cannot be any of these, and help is not to import them.
     from sqlalchemy.exc import DBAPIError
 
     from database.errors import DatabaseError

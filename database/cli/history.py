@@ -25,7 +25,7 @@ app = typer.Typer(help="Read the messages of conversations, hide them, delete th
 
 Of = Annotated[
     str | None,
-    typer.Argument(metavar="[CONVERSATION]", help="A thread_id, or an id; or else give --user."),
+    typer.Argument(metavar="CONVERSATION", help="A thread_id, or an id; or else give --user."),
 ]
 
 _COLUMNS = ("thread_id", "position", "role", "created_at", "content")

@@ -48,7 +48,7 @@ def create(
     """Make a key for a user, and show it: this once."""
     from database.repositories.api_key import ApiKeyRepository
 
-    expires_at = None if days is None else datetime.now(UTC) + _duration("--days", days=days)
+    expires_at = None if days is None else _in_days(days)
     with session(tenant) as db:
         found = find_user(db, user)
         made = ApiKeyRepository.create(db, found.id, name=name, expires_at=expires_at)
@@ -58,7 +58,7 @@ def create(
 @app.command("list")
 def list_(
     user: Annotated[
-        str | None, typer.Argument(metavar="[USER]", help="Whose; else everybody's.")
+        str | None, typer.Argument(metavar="USER", help="Whose; else everybody's.")
     ] = None,
     *,
     limit: Limit = None,
@@ -100,16 +100,22 @@ def rotate(
     from database.repositories.api_key import ApiKeyRepository
 
     with session(tenant) as db:
-        made = ApiKeyRepository.rotate(db, key, grace=_duration("--grace", hours=grace))
+        made = ApiKeyRepository.rotate(db, key, grace=_hours(grace))
         _print_new(made, as_json=as_json)
 
 
-def _duration(option: str, **amount: float) -> timedelta:
+def _in_days(days: float) -> datetime:
     try:
-        # Longer ones reach past the calendar's end.
-        return min(timedelta(**amount), timedelta(days=365_000))
+        return datetime.now(UTC) + timedelta(days=days)
     except (OverflowError, ValueError):
-        raise typer.BadParameter("is no duration", param_hint=option) from None
+        raise typer.BadParameter("ends after the year 9999", param_hint="--days") from None
+
+
+def _hours(hours: float) -> timedelta:
+    try:
+        return timedelta(hours=hours)
+    except (OverflowError, ValueError):
+        raise typer.BadParameter("is too long", param_hint="--grace") from None
 
 
 def _print_new(made: "NewApiKey", *, as_json: bool) -> None:

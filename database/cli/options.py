@@ -65,7 +65,8 @@ def confirm(question: str, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise CommandError(f"{question} Nobody can answer here: give --yes")
-    if not typer.confirm(question, err=True):
+    typer.echo(f"{question} [y/N] ", err=True, nl=False)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise CommandError("nothing was done")
 
 

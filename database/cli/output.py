@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import orjson
@@ -27,10 +27,13 @@ def print_rows(rows: Iterable[Any], columns: Sequence[str], *, as_json: bool) ->
         columns: What a table shows of each; JSON has all fields.
         as_json: Whether to print one JSON array.
     """
+    rows = iter(rows)
+    # What goes wrong at the start goes wrong before there is any output.
+    rows = chain(list(islice(rows, 1)), rows)
     if as_json:
         _print_array(rows)
     elif sys.stdout.isatty():
-        _print_tables(iter(rows), columns)
+        _print_tables(rows, columns)
     else:
         print("\t".join(columns))  # noqa: T201
         for row in rows:

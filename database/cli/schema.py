@@ -17,7 +17,7 @@ from database.cli.output import print_record, print_rows
 __all__ = ["check", "current", "doctor", "downgrade", "history_of_schema", "sql", "upgrade"]
 
 UpTo = Annotated[
-    str, typer.Argument(metavar="[REVISION]", help="Up to which; a step such as +1 too.")
+    str, typer.Argument(metavar="REVISION", help="Up to which; a step such as +1 too.")
 ]
 
 
@@ -75,7 +75,7 @@ def check(*, tenant: Tenant = None, as_json: AsJson = False) -> None:
 
 def sql(
     revision: Annotated[
-        str, typer.Argument(metavar="[REVISION]", help="Up to which; from:to for a part.")
+        str, typer.Argument(metavar="REVISION", help="Up to which; from:to for a part.")
     ] = "head",
     *,
     tenant: Tenant = None,

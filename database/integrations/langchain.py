@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
 
     from database.integrations.worker_threads import Sessions
-    from database.models.message import Message
+    from database.repositories.histories import Body
     from database.session import TenantSession
 
 __all__ = ["DatabaseChatMessageHistory"]
@@ -115,8 +115,8 @@ class DatabaseChatMessageHistory(BaseChatMessageHistory):
         await in_worker_thread(self._clear, tenant_id=self.tenant_id, sessions=self._sessions)
 
     def _read(self, db: TenantSession) -> list[BaseMessage]:
-        found: list[Message] = self._thread.read(
-            db, lambda known: MessageRepository.history(db, known, limit=self.limit), []
+        found: list[Body] = self._thread.read(
+            db, lambda known: MessageRepository.bodies(db, known, limit=self.limit), []
         )
         messages = []
         for row in found:
@@ -125,7 +125,7 @@ class DatabaseChatMessageHistory(BaseChatMessageHistory):
             except InvalidValueError as error:
                 if self.strict:
                     raise
-                logger.warning("message %s is left out: %s", row.id, error)
+                logger.warning("message %d is left out: %s", row.position, error)
         return messages
 
     def _append(self, db: TenantSession, rows: list[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.documents import Document
@@ -25,7 +25,7 @@ from langchain_core.messages import (
 from database.errors import InvalidValueError
 
 if TYPE_CHECKING:
-    from database.models.message import Message
+    from database.repositories.histories import Body
 
 __all__ = ["FORMAT", "message_of", "row_of"]
 
@@ -40,6 +40,11 @@ _ROLES = {
     "user": "user",
     "assistant": "assistant",
     "developer": "system",
+}
+_PLAIN: dict[str, type[BaseMessage]] = {
+    "user": HumanMessage,
+    "assistant": AIMessage,
+    "system": SystemMessage,
 }
 _LONGEST_NAME = 255
 _MOST_TOKENS = 2**31 - 1
@@ -87,7 +92,7 @@ def row_of(message: object, *, without_artifact: bool = False) -> dict[str, Any]
     return row
 
 
-def message_of(row: Message) -> BaseMessage:
+def message_of(row: Body) -> BaseMessage:
     """Return the message that a row keeps; of one that the application wrote, what it says.
 
     Raises:
@@ -100,16 +105,12 @@ def message_of(row: Message) -> BaseMessage:
             raise InvalidValueError("data", f"must be a message as {FORMAT} has them") from None
     if row.data_format is not None or row.data is not None:
         raise InvalidValueError("data_format", f"must be {FORMAT}, with data, or none")
-    match str(row.role):
-        case "user":
-            return HumanMessage(row.content)
-        case "assistant":
-            return AIMessage(row.content)
-        case "system":
-            return SystemMessage(row.content)
+    text = row.content or ""
+    if row.role in _PLAIN:
+        return _PLAIN[row.role](text)
     if row.tool_call_id is None:
         raise InvalidValueError("tool_call_id", "must be given of a tool's message")
-    return ToolMessage(row.content, tool_call_id=row.tool_call_id)
+    return ToolMessage(text, tool_call_id=row.tool_call_id)
 
 
 def _data_of(message: BaseMessage, *, without_artifact: bool) -> bytes:
@@ -162,8 +163,9 @@ def _row_of_answer(message: AIMessage) -> dict[str, Any]:
     model = described.get("model_name") or described.get("model")
     if isinstance(model, str) and 0 < len(model) <= _LONGEST_NAME:
         row["model"] = model
+    usage: Mapping[str, Any] = message.usage_metadata or {}
     for name in ("input_tokens", "output_tokens"):
-        count = (message.usage_metadata or {}).get(name)
+        count = usage.get(name)
         if isinstance(count, int) and 0 <= count <= _MOST_TOKENS:
             row[name] = count
     return row

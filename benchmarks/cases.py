@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from benchmarks import agents, memories, notes, states, works
+from benchmarks import agents, langchain, memories, notes, states, works
 from benchmarks.harness import Contender, Effort, Timings, measure
 
 if TYPE_CHECKING:
@@ -77,6 +77,27 @@ _AGENTS = (
         fewest=8,
     ),
 )
+_LANGCHAIN = (
+    Case(
+        "langchain-add",
+        langchain.add_one,
+        (
+            Claim("LangChain: add a message", 1.0, base=langchain.THEIRS),
+            Claim("  theirs in autocommit", base=langchain.AUTOCOMMIT),
+        ),
+    ),
+    Case(
+        "langchain-last",
+        langchain.last,
+        (Claim("LangChain: last 50 of 1,000", 1 / 10, base=langchain.AUTOCOMMIT),),
+    ),
+    Case(
+        "langchain-many",
+        langchain.add_many,
+        (Claim("LangChain: add 1,000 messages", base=langchain.THEIRS),),
+    ),
+)
+
 CASES = (
     Case(
         "append",
@@ -155,6 +176,7 @@ CASES = (
     Case("recall-small", memories.recall_small, (Claim("recall in 1 of 100 tenants", 1.5),)),
     Case("add-many", memories.add_many, (Claim("add_many of 10,000 memories", 0.8),), fewest=2),
     *(_AGENTS if find_spec("agents") else ()),
+    *(_LANGCHAIN if find_spec("langchain_postgres") else ()),
     Case("import", works.importing, (Claim("import database", 1.15),), fewest=15),
     # Last: its messages make the tables larger.
     Case("bulk", works.bulk, (Claim("append_many of 10,000", 0.8),), fewest=10),

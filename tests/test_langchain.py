@@ -101,6 +101,7 @@ EVERYTHING: list[BaseMessage] = [
     ChatMessage(content="Hm", role="critic"),
     AIMessageChunk(content="half"),
     HumanMessage("\x00 and \ud800 and 漢字 and 🫖"),
+    AIMessage("Be plain."),
     HumanMessage(""),
 ]
 
@@ -172,7 +173,7 @@ def test_what_the_columns_say(history: History, db: TenantSession) -> None:
         *("system", "user", "user", "user"),
         *("assistant",) * 3,
         *("tool",) * 8,
-        *("system", "user", "assistant", "user", "user"),
+        *("system", "user", "assistant", "user", "assistant", "user"),
     ]
     assert [row.content for row in rows[:6]] == [
         *("Be kind.", "Hello", "What is this?", "plain parts", "A picture.", "")
@@ -182,7 +183,9 @@ def test_what_the_columns_say(history: History, db: TenantSession) -> None:
     assert (answer.input_tokens, answer.output_tokens) == (7, 3)
     assert [row.tool_call_id for row in rows[7:10]] == ["call_1", None, "b"]
     assert rows[18].content == "\ufffd and \ufffd and 漢字 and 🫖"
-    assert {row.data_format for row in rows} == {FORMAT}
+    plain = [row.content for row in rows if row.data is None]
+    assert plain == ["Be plain.", ""], "what its text alone makes again is a plain row"
+    assert {row.data_format for row in rows if row.data is not None} == {FORMAT}
     assert StatsRepository.summary(db).output_tokens == 3
     found = MessageRepository.search(db, "picture")
     assert [row.id for row in found] == [answer.id]

@@ -1,6 +1,7 @@
 """LangChain's messages as rows of messages, and back.
 
-`data` keeps the exact message as JSON, and the columns what search and statistics look at.
+A message that is nothing but its text is a plain row. Of every other one `data` keeps the exact
+message as JSON, and the columns what search and statistics look at.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from langchain_core.messages import (
 )
 
 from database.errors import InvalidValueError
+from database.types import clean_text
 
 if TYPE_CHECKING:
     from database.repositories.histories import Body
@@ -78,9 +80,11 @@ def row_of(message: object, *, without_artifact: bool = False) -> dict[str, Any]
     if not isinstance(message, BaseMessage):
         raise InvalidValueError("messages", "must be messages of LangChain")
     kind = message.type.removesuffix("MessageChunk").lower()
-    role = message.role if isinstance(message, ChatMessage) else kind
+    role = _ROLES.get(message.role if isinstance(message, ChatMessage) else kind, "user")
+    if _is_plain(message, role):
+        return {"role": role, "content": message.content}
     row = {
-        "role": _ROLES.get(role, "user"),
+        "role": role,
         "content": str(message.text),
         "data": _data_of(message, without_artifact=without_artifact),
         "data_format": FORMAT,
@@ -111,6 +115,18 @@ def message_of(row: Body) -> BaseMessage:
     if row.tool_call_id is None:
         raise InvalidValueError("tool_call_id", "must be given of a tool's message")
     return ToolMessage(text, tool_call_id=row.tool_call_id)
+
+
+def _is_plain(message: BaseMessage, role: str) -> bool:
+    """Tell whether role and text alone make the message again, each character of it."""
+    text, kind = message.content, _PLAIN.get(role)
+    return (
+        kind is not None
+        and type(message) is kind
+        and type(text) is str
+        and message == kind(text)
+        and clean_text(text) == text
+    )
 
 
 def _data_of(message: BaseMessage, *, without_artifact: bool) -> bytes:

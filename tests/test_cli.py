@@ -119,8 +119,10 @@ def test_options_before_the_command(db: TenantSession) -> None:
     tenant = tenant_of(db)
     before = invoke("--tenant", tenant, "--json", "users", "list").stdout
     assert json.loads(before) == answer(db, "users", "list") != []
-    nearer = invoke("--tenant", "somebody-else", "users", "list", "--tenant", tenant, "--json")
+    nearer = invoke("--tenant", "other", "--json", "users", "--tenant", tenant, "list")
     assert nearer.stdout == before
+    nearest = invoke("users", "--json", "--tenant", "other", "list", "--tenant", tenant)
+    assert nearest.stdout == before
 
 
 @pytest.mark.parametrize("before", [True, False])

@@ -10,6 +10,7 @@ __all__ = ["app"]
 
 app = typer.Typer(
     cls=Commands,
+    help="Look after the database of an LLM application: DATABASE_URL, or the embedded server.",
     # Plain help and plain usage errors: the same on a terminal and in a pipe.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -17,15 +18,14 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def database(*, tenant: Tenant = None, as_json: AsJson = False) -> None:
-    """Look after the database of an LLM application: DATABASE_URL, or the embedded server."""
+def common(*, tenant: Tenant = None, as_json: AsJson = False) -> None:
+    """Take the options that every command has before the command."""
 
 
-app.add_typer(users.app, name="users", no_args_is_help=True)
-app.add_typer(keys.app, name="keys", no_args_is_help=True)
-app.add_typer(history.app, name="history", no_args_is_help=True)
-app.add_typer(conversations.app, name="conversations", no_args_is_help=True)
+app.callback()(common)
+for group in (users, keys, history, conversations):
+    group.app.callback()(common)
+    app.add_typer(group.app, no_args_is_help=True)
 app.command()(stats.stats)
 app.command()(schema.upgrade)
 # A step such as -1 is no option.

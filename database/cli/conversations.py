@@ -10,7 +10,7 @@ from database.cli.output import print_record, print_rows
 
 __all__ = ["Conversation_", "OfUser", "app"]
 
-app = typer.Typer(help="Look at conversations, delete them.")
+app = typer.Typer(name="conversations", help="Look at conversations, delete them.")
 
 Conversation_ = Annotated[
     str, typer.Argument(metavar="CONVERSATION", help="A thread_id, or an id.")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Read the messages of conversations, hide them, delete them.")
+app = typer.Typer(name="history", help="Read messages, hide them, delete them.")
 
 Of = Annotated[
     str | None,

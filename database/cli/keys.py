@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Make API keys, and end them.")
+app = typer.Typer(name="keys", help="Make API keys, and end them.")
 
 Key = Annotated[str, typer.Argument(metavar="KEY", help="The key's id, as `list` shows it.")]
 

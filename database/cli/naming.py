@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PAGE", "every", "find_conversation", "find_user", "pages"]
 
-PAGE = 500
+PAGE = 200
 
 
 def find_user(db: Session, name: str) -> User:

@@ -17,8 +17,11 @@ __all__ = ["AsJson", "Limit", "Output", "Tenant", "Yes", "confirm", "progress", 
 
 
 def _or_before(ctx: typer.Context, param: typer.CallbackParam, value: Any) -> Any:
-    """Take an option that was given before the command."""
-    return ctx.find_root().params.get(str(param.name)) if value in (None, False) else value
+    """Take an option that was given before the command, the nearest one."""
+    outer = ctx.parent
+    while value in (None, False) and outer is not None:
+        value, outer = outer.params.get(str(param.name)), outer.parent
+    return value
 
 
 Tenant = Annotated[
@@ -63,7 +66,7 @@ def confirm(question: str, *, yes: bool) -> None:
     """
     if yes:
         return
-    if not sys.stdin.isatty():
+    if not (sys.stdin and sys.stdin.isatty()):
         raise CommandError(f"{question} Nobody can answer here: give --yes")
     typer.echo(f"{question} [y/N] ", err=True, nl=False)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):

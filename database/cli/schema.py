@@ -38,7 +38,10 @@ def downgrade(
     tenant: Tenant = None,
     as_json: AsJson = False,
 ) -> None:
-    """Migrate back to an older schema, and lose what it has no place for."""
+    """Migrate back to an older schema.
+
+    What it has no place for is lost.
+    """
     from database import schema
 
     confirm(f"Take the schema back to {revision}, and lose what is stored in what goes?", yes=yes)
@@ -47,7 +50,7 @@ def downgrade(
 
 
 def current(*, tenant: Tenant = None, as_json: AsJson = False) -> None:
-    """Show the database's revision, and the one that this version needs."""
+    """Show the revision, and the one needed."""
     from database import schema
 
     found = {"revision": schema.installed_revision(), "head": schema.head_revision()}
@@ -55,7 +58,10 @@ def current(*, tenant: Tenant = None, as_json: AsJson = False) -> None:
 
 
 def history_of_schema(*, tenant: Tenant = None, as_json: AsJson = False) -> None:
-    """List all revisions, the newest first; needs no database."""
+    """List all revisions, the newest first.
+
+    No database is needed.
+    """
     from database import schema
 
     rows = (revision._asdict() for revision in schema.revisions())
@@ -63,7 +69,10 @@ def history_of_schema(*, tenant: Tenant = None, as_json: AsJson = False) -> None
 
 
 def check(*, tenant: Tenant = None, as_json: AsJson = False) -> None:
-    """Make sure that the schema is the one that this version needs; else exit with 1."""
+    """Make sure that the schema is as needed.
+
+    Exits with 1 when its revision, a table or an index is not what this version needs.
+    """
     from database import schema
     from database.diagnosis import differences
 
@@ -81,7 +90,10 @@ def sql(
     tenant: Tenant = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the migrations as SQL for an administrator; needs no database."""
+    """Print the migrations as SQL.
+
+    For an administrator to run; no database is needed.
+    """
     from database import schema
 
     script = StringIO()
@@ -93,7 +105,10 @@ def sql(
 
 
 def doctor(*, tenant: Tenant = None, as_json: AsJson = False) -> None:
-    """Look for what is wrong with the database; exit with 1 when something must be mended."""
+    """Look for what is wrong with the database.
+
+    Exits with 1 when something must be mended. Writes nothing.
+    """
     from database.diagnosis import Finding, diagnose
 
     findings = list(diagnose())

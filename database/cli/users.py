@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Look at users, delete them, make them administrators.")
+app = typer.Typer(name="users", help="Look at users, delete them, make them administrators.")
 
 User_ = Annotated[
     str, typer.Argument(metavar="USER", help="An id, an e-mail address, or provider:subject.")
@@ -63,7 +63,10 @@ def delete(
 def delete_non_admins(
     *, dry_run: DryRun = False, yes: Yes = False, tenant: Tenant = None, as_json: AsJson = False
 ) -> None:
-    """Delete all users who are no administrators, with all that they own."""
+    """Delete all users but the administrators.
+
+    Each with all that they own.
+    """
     from database.repositories.user import UserRepository
 
     with session(tenant) as db:
@@ -87,7 +90,10 @@ def delete_non_admins(
 def export(
     user: User_, *, output: Output = None, tenant: Tenant = None, as_json: AsJson = False
 ) -> None:
-    """Write all that a user has as JSON lines, key hashes included: treat it as a secret."""
+    """Write all that a user has as JSON lines.
+
+    Key hashes are among it: treat it as a secret.
+    """
     from database.repositories.user import UserRepository
 
     with session(tenant) as db:
@@ -104,7 +110,10 @@ def erase(
     tenant: Tenant = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a user and every row about them, and tell how many rows of each table."""
+    """Delete a user and every row about them.
+
+    Tells how many rows of each table.
+    """
     from database.repositories.user import UserRepository
 
     with session(tenant) as db:

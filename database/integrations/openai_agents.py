@@ -142,7 +142,8 @@ class DatabaseSession:
         found = openai_turns.turn_usage(await self._turns())
         if user_turn_number is None:
             return found
-        return next((one for one in found if one["user_turn_number"] == user_turn_number), {})
+        by_number = {one.pop("user_turn_number"): one for one in found}
+        return by_number.get(user_turn_number, {})
 
     async def get_conversation_turns(self) -> list[dict[str, Any]]:
         """Return the turns: number, the user's content, when, and the message's id."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import copy_context
-from typing import TYPE_CHECKING, ClassVar, TypeVar
-from weakref import WeakKeyDictionary
+from queue import SimpleQueue
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from weakref import WeakKeyDictionary, finalize
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.pool import QueuePool
 
-from database.config import SessionLocal, has_engine
+from database.config import SessionLocal, get_engine, has_engine
 from database.session import TenantSession
 
 if TYPE_CHECKING:
@@ -28,15 +29,6 @@ Sessions = Callable[..., TenantSession]
 """What makes sessions, as `SessionLocal` does: a sessionmaker of `TenantSession`."""
 
 _WITHOUT_POOL = 8
-
-
-class _Process:
-    """This process's threads: by engine, not by event loop, as all loops share an engine's pool."""
-
-    executors: ClassVar[WeakKeyDictionary[Engine | Connection, ThreadPoolExecutor]] = (
-        WeakKeyDictionary()
-    )
-    lock = threading.Lock()
 
 
 async def in_worker_thread(
@@ -56,51 +48,114 @@ async def in_worker_thread(
         tenant_id: As for `SessionLocal`.
         sessions: Where the session comes from.
     """
-    if sessions is SessionLocal and not has_engine():
+    if sessions is not SessionLocal:
+        bind = sessions().get_bind()
+    elif has_engine():
+        bind = get_engine()
+    else:
         # It may have to start a server.
-        await asyncio.to_thread(SessionLocal)
-    db = sessions(tenant_id=tenant_id)
+        bind = await asyncio.to_thread(get_engine)
 
     def run() -> T:
-        with db:
+        with sessions(tenant_id=tenant_id) as db:
             return work(db)
 
-    begun = _executor(db.get_bind()).submit(copy_context().run, run)
-    try:
-        return await asyncio.wrap_future(begun)
-    except asyncio.CancelledError:
-        await _settled(begun)
-        raise
+    call = _Call(run)
+    _threads_of(bind).take(call)
+    return await call.outcome()
 
 
-async def _settled(begun: Future[T]) -> None:
-    """Wait for a call's end, however often this is cancelled meanwhile."""
-    while not begun.done():
+class _Call(Generic[T]):
+    """A call of the running loop that a thread will make."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self._context = copy_context()
+        self._loop = asyncio.get_running_loop()
+        self._waiting: asyncio.Future[None] = self._loop.create_future()
+        self._claimed = Lock()
+        self._ended = False
+        self._result: T
+        self._error: BaseException | None = None
+
+    def make(self) -> None:
+        """Make the call, unless it was cancelled."""
+        if not self._claimed.acquire(blocking=False):
+            return
         try:
-            await asyncio.wait([_unbound(begun)])
+            self._result = self._context.run(self._work)
+        except BaseException as error:  # noqa: BLE001 - it is the caller's
+            self._error = error
+        # A loop that is closed has nobody who waits.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._end)
+
+    async def outcome(self) -> T:
+        """Return or raise what the call does; if cancelled, when it has ended or will not begin."""
+        try:
+            await self._waiting
         except asyncio.CancelledError:
-            continue
+            if not self._claimed.acquire(blocking=False):
+                await self._settled()
+            raise
+        if self._error is not None:
+            try:
+                raise self._error
+            finally:
+                self._error = None  # its traceback leads here: a circle
+        return self._result
+
+    async def _settled(self) -> None:
+        while not self._ended:
+            self._waiting = self._loop.create_future()
+            with suppress(asyncio.CancelledError):
+                await self._waiting
+
+    def _end(self) -> None:
+        self._ended = True
+        if not self._waiting.done():
+            self._waiting.set_result(None)
 
 
-def _unbound(begun: Future[T]) -> asyncio.Future[None]:
-    """Return a future that is done when the call is, and whose end says nothing of it."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-    begun.add_done_callback(lambda _: loop.call_soon_threadsafe(_finish, done))
-    return done
+class _Threads:
+    """Threads for the calls of an engine; they end when it is gone.
+
+    A ThreadPoolExecutor takes twice as long to hand a call over.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._calls: SimpleQueue[_Call[Any] | None] = SimpleQueue()
+        self._missing = [None] * size
+        finalize(self, self._calls.put, None)
+
+    def take(self, call: _Call[Any]) -> None:
+        """Let a thread make a call as soon as one is free."""
+        self._calls.put(call)
+        if self._missing:
+            with suppress(IndexError):  # another loop's thread was faster
+                self._missing.pop()
+                Thread(target=_work, args=[self._calls], name="database", daemon=True).start()
 
 
-def _finish(done: asyncio.Future[None]) -> None:
-    if not done.done():
-        done.set_result(None)
+def _work(calls: SimpleQueue[_Call[Any] | None]) -> None:
+    while (call := calls.get()) is not None:
+        call.make()
+        del call  # it may hold much, and the next one may be long in coming
+    calls.put(None)
 
 
-def _executor(bind: Engine | Connection) -> ThreadPoolExecutor:
-    found = _Process.executors.get(bind)
+class _Process:
+    """This process's threads: by engine, not by event loop, as all loops share an engine's pool."""
+
+    threads: ClassVar[WeakKeyDictionary[Engine | Connection, _Threads]] = WeakKeyDictionary()
+    lock = Lock()
+
+
+def _threads_of(bind: Engine | Connection) -> _Threads:
+    found = _Process.threads.get(bind)
     if found is None:
         with _Process.lock:
-            made = ThreadPoolExecutor(_size(bind), "database")
-            found = _Process.executors.setdefault(bind, made)
+            found = _Process.threads.setdefault(bind, _Threads(_size(bind)))
     return found
 
 
@@ -111,9 +166,9 @@ def _size(bind: Engine | Connection) -> int:
 
 
 def _after_fork() -> None:
-    # A child has the parent's executors, but none of their threads.
-    _Process.lock = threading.Lock()
-    _Process.executors.clear()
+    # A child has the parent's queues, but none of its threads.
+    _Process.lock = Lock()
+    _Process.threads.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)

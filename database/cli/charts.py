@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from importlib import import_module
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -90,7 +91,10 @@ def picture(chart: Chart) -> bytes:
         axes.set_yticks(places, chart.names, parse_math=False)
         axes.invert_yaxis()
     data = BytesIO()
-    figure.savefig(data, format="png", dpi=150)
+    with warnings.catch_warnings():
+        # What no font has is drawn as a box.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(data, format="png", dpi=150)
     return data.getvalue()
 
 

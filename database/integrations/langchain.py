@@ -44,7 +44,8 @@ class DatabaseChatMessageHistory(BaseChatMessageHistory):
         session_id: The thread_id, 1 to 255 characters.
         tenant_id: As for `SessionLocal`.
         user_id: Whose conversation it is, when it is made; another user's is then not found.
-        limit: How many messages `messages` has at most, the latest; None is all.
+        limit: How many messages `messages` has at most, the latest; None is all. The first of them
+            may be in the middle of a turn: LangChain's `trim_messages` knows what a model takes.
         strict: Whether what cannot be kept or read is an error. Otherwise it is left out, with a
             warning: messages in other formats, and artifacts that are neither JSON nor bytes nor
             documents.

@@ -110,8 +110,8 @@ class StatsRepository:
             active_only: Whether to leave out deactivated messages.
 
         Raises:
-            InvalidValueError: An argument is not valid, `until` is before `since`, or there were
-                more than 100,000 groups without messages to return.
+            InvalidValueError: An argument is not valid, `until` is before `since`, or from `since`
+                on there are more than 100,000 hours, days, weeks or months.
         """
         if by not in get_args(Grouping):
             names = ", ".join(get_args(Grouping))

@@ -235,13 +235,14 @@ def test_of_one_engine(provider: TracerProvider, spans: Spans, db: TenantSession
     assert len(spans()) == 2
 
 
-def test_twice_is_still_one_span_each(
-    provider: TracerProvider, traced: Spans, db: TenantSession
-) -> None:
-    end = instrument(tracer_provider=provider)
+def test_twice_is_still_one_span_each(traced: Spans, db: TenantSession) -> None:
+    second, exporter = TracerProvider(shutdown_on_exit=False), InMemorySpanExporter()
+    second.add_span_processor(SimpleSpanProcessor(exporter))
+    end = instrument(tracer_provider=second)
     try:
         UserRepository.count(db)
         assert len(traced()) == 1
+        assert exporter.get_finished_spans() == ()
     finally:
         end()
     UserRepository.count(db)

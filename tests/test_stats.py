@@ -229,6 +229,8 @@ def test_weeks_and_months(db: TenantSession, chat: UUID) -> None:
 def test_days_on_which_clocks_are_changed(
     db: TenantSession, chat: UUID, zone: str, day: date, hours: int
 ) -> None:
+    given: dict[str, Any] = {"since": day, "until": day + timedelta(days=1), "timezone": zone}
+    assert [row.messages for row in Stats.messages(db, "hour", **given)] == [0] * hours
     start = datetime.combine(day, datetime.min.time(), ZoneInfo(zone)).astimezone(UTC)
     end = datetime.combine(day + timedelta(days=1), datetime.min.time(), ZoneInfo(zone))
     at = start
@@ -238,7 +240,6 @@ def test_days_on_which_clocks_are_changed(
     said(db, chat, start - timedelta(microseconds=1))
     said(db, chat, end)
     every = 2 * (end - start) // timedelta(hours=1)
-    given: dict[str, Any] = {"since": day, "until": day + timedelta(days=1), "timezone": zone}
     assert counted(Stats.messages(db, "day", **given)) == {day: every}
     assert counted(Stats.messages(db, "day", timezone=zone))[day] == every
     rows = Stats.messages(db, "hour", **given)
@@ -262,6 +263,16 @@ def test_hours_without_messages_are_there(db: TenantSession, chat: UUID) -> None
     assert [row.messages for row in rows] == [0, 1, 0]
     assert rows[0].key == datetime(2026, 3, 2, 17, tzinfo=zone)
     assert rows[0].label == "2026-03-02T17:00+05:30"
+
+
+def test_hours_after_a_change_by_half_an_hour(db: TenantSession) -> None:
+    zone = ZoneInfo("Australia/Lord_Howe")
+    until = datetime(2026, 4, 5, 23, 10, tzinfo=zone)
+    rows = Stats.messages(
+        db, "hour", since=date(2026, 4, 5), until=until, timezone="Australia/Lord_Howe"
+    )
+    assert len(rows) == 25
+    assert rows[-1].label == "2026-04-05T23:00+10:30"
 
 
 # Laws

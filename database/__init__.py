@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from database.repositories.persona import PersonaRepository
     from database.repositories.recalling import Recalled, RecallParts
     from database.repositories.state import StateRepository
+    from database.repositories.stats import MessageStats, StatsRepository
     from database.repositories.storing import Stored
     from database.repositories.user import UserRepository
     from database.schema import check_schema, init_db
@@ -100,6 +101,7 @@ __all__ = [
     "MemoryStatus",
     "Message",
     "MessageRepository",
+    "MessageStats",
     "Module",
     "ModuleRepository",
     "ModuleType",
@@ -119,6 +121,7 @@ __all__ = [
     "Settings",
     "State",
     "StateRepository",
+    "StatsRepository",
     "Stored",
     "TenantModel",
     "TenantSession",
@@ -197,6 +200,7 @@ _HOMES = {
     "database.repositories.persona": ("PersonaRepository",),
     "database.repositories.recalling": ("RecallParts", "Recalled"),
     "database.repositories.state": ("StateRepository",),
+    "database.repositories.stats": ("MessageStats", "StatsRepository"),
     "database.repositories.storing": ("Stored",),
     "database.repositories.user": ("UserRepository",),
     "database.schema": ("check_schema", "init_db"),

@@ -2,7 +2,7 @@
 
 import typer
 
-from database.cli import conversations, history, keys, schema, users
+from database.cli import conversations, history, keys, schema, stats, users
 from database.cli.errors import Commands
 from database.cli.options import AsJson, Tenant
 
@@ -26,6 +26,7 @@ app.callback()(common)
 for group in (users, keys, history, conversations):
     group.app.callback()(common)
     app.add_typer(group.app, no_args_is_help=True)
+app.command()(stats.stats)
 app.command()(schema.upgrade)
 # A step such as -1 is no option.
 app.command(context_settings={"ignore_unknown_options": True})(schema.downgrade)

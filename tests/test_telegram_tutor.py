@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic_ai.messages import ModelMessage, ModelRequest, ToolReturnPart, UserPromptPart
 from sqlalchemy import text
 
@@ -16,12 +20,18 @@ from database import (
     DatabaseError,
     InvalidValueError,
     MessageRepository,
+    Settings,
+    StatsRepository,
     TenantSession,
     UnreadableMessageError,
     UserRepository,
+    get_db_session,
 )
+from database.integrations.opentelemetry import instrument
 from database.integrations.pydantic_ai import append_history, clear, load_history
+from database.schema import head_revision
 from examples.telegram_tutor import ADA, BOB, Sender, Tutor, agent, thread
+from tests.cli import answer, record, refusal, run, run_process
 from tests.running import in_order, run_example
 from tests.test_conformance import idle
 
@@ -169,3 +179,112 @@ def test_e_a_corrupt_blob_must_not_break_a_history(
     assert isinstance(first, ModelRequest)
     assert isinstance(first.parts[0], ToolReturnPart)
     assert "butterfly" in tutor.answer(ADA, "Schmetterling?")
+
+
+@pytest.fixture
+def asked(tutor: Tutor) -> Tutor:
+    tutor.answer(ADA, "Haus?")
+    tutor.answer(ADA, "Schmetterling?")
+    tutor.answer(BOB, "Feierabend?")
+    return tutor
+
+
+def known_as(sender: Sender) -> str:
+    return f"telegram:{sender['id']}"
+
+
+def test_e_get_message_stats(db: TenantSession, asked: Tutor) -> None:
+    total = StatsRepository.summary(db)
+    assert (total.messages, total.users, total.conversations) == (12, 2, 2)
+    assert total.input_tokens > total.output_tokens > 0
+    by_user = StatsRepository.messages(db, "user")
+    assert [(one.messages, one.users) for one in by_user] == [(8, 1), (4, 1)]
+    by_role = {one.key: one.messages for one in StatsRepository.messages(db, "role")}
+    assert by_role == {"assistant": 6, "user": 3, "tool": 3}
+    today = StatsRepository.messages(db, "day")
+    assert [one.messages for one in today] == [12]
+    assert [one.label for one in StatsRepository.messages(db, "model")] == ["tutor-1", ""]
+
+
+def test_e_script_list_users(db: TenantSession, asked: Tutor) -> None:
+    rows = answer(db, "users", "list")
+    assert sorted(row["identities"] for row in rows) == [[known_as(BOB)], [known_as(ADA)]]
+    assert {row["first_name"] for row in rows} == {"Ada", "Bob"}
+
+
+def test_e_script_delete_user(db: TenantSession, asked: Tutor) -> None:
+    assert "--yes" in refusal(db, "users", "delete", known_as(ADA))
+    record(db, "users", "delete", known_as(ADA), "--yes")
+    assert UserRepository.get_by_identity(db, "telegram", str(ADA["id"])) is None
+    assert (asked.history(ADA), len(asked.history(BOB))) == ([], 4)
+
+
+def test_e_script_delete_non_admins(db: TenantSession, asked: Tutor) -> None:
+    record(db, "users", "make-admin", known_as(BOB))
+    record(db, "users", "delete-non-admins", "--yes")
+    assert asked.telegram_ids() == [BOB["id"]]
+
+
+def test_e_script_delete_chat_history(db: TenantSession, asked: Tutor) -> None:
+    record(db, "history", "clear", "--user", known_as(ADA), "--yes")
+    assert (asked.history(ADA), len(asked.history(BOB))) == ([], 4)
+    record(db, "history", "restore", "--user", known_as(ADA))
+    assert len(asked.history(ADA)) == 8
+
+
+def test_e_script_retrieve_message_history(db: TenantSession, asked: Tutor) -> None:
+    shown = answer(db, "history", "show", "--user", known_as(ADA))
+    assert [row["role"] for row in shown] == ["user", "assistant", "tool", "assistant"] * 2
+    lines = run(db, "history", "export", "--user", known_as(ADA)).stdout.splitlines()
+    exported = [json.loads(line) for line in lines]
+    assert [row["content"] for row in exported if row["role"] == "user"] == [
+        "Haus?",
+        "Schmetterling?",
+    ]
+
+
+def test_e_script_message_stats(db: TenantSession, asked: Tutor) -> None:
+    shown = answer(db, "stats", "--by", "user")
+    assert [row["messages"] for row in shown] == [8, 4]
+
+
+def test_e_alembic_upgrade_autogenerate_current_history(empty_url: str, tmp_path: Path) -> None:
+    """From the package: what a checkout does by Alembic itself is tested with the migrations."""
+
+    def database(*args: str) -> str:
+        return run_process(*args, url=empty_url, folder=tmp_path).stdout
+
+    database("upgrade")
+    assert head_revision() in database("current")
+    assert database("history-of-schema").count("\n") >= 4
+    database("check")  # Autogenerate would find nothing to do.
+    database("downgrade", "-1", "--yes")
+    assert head_revision() in database("current")  # as the one that is needed
+
+
+def test_e_logging_and_monitoring(
+    configured: None, db: TenantSession, tutor: Tutor, caplog: pytest.LogCaptureFixture
+) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    end = instrument(tracer_provider=provider)
+    try:
+        with caplog.at_level(logging.DEBUG, "database"):
+            tutor.answer(ADA, "Haus?")
+    finally:
+        end()
+    spans = exporter.get_finished_spans()
+    assert any("INSERT INTO messages" in str(span.attributes) for span in spans)
+    told = caplog.text + "".join(span.to_json() for span in spans)
+    assert "Haus" not in told
+    assert str(ADA["id"]) not in told
+
+
+def test_e_postgresql_15_ssl_and_retries(configured: None) -> None:
+    """Encryption and repeated tries are settings; a server older than 15 would lack our SQL."""
+    given = Settings(sslmode="verify-full", connect_retries=7, _env_file=None)
+    assert (given.sslmode, given.connect_retries) == ("verify-full", 7)
+    with get_db_session() as db:
+        version = db.scalar(text("SELECT current_setting('server_version_num')::int"))
+    assert version is not None
+    assert version >= 150_000

@@ -35,6 +35,7 @@ from pydantic_ai.usage import RunUsage
 
 from database import (
     ConversationRepository,
+    InvalidReferenceError,
     InvalidValueError,
     Message,
     MessageRepository,
@@ -933,6 +934,12 @@ def test_conversations_belong_to_the_user(db: TenantSession, tenant: str) -> Non
     run(work())
     rows = ConversationRepository.list_by_user(db, user.id).items
     assert {row.thread_id for row in rows} == {"chat", "fork"}
+
+
+def test_an_unknown_user_is_no_conflict(configured: None, tenant: str) -> None:
+    store = PostgresConversationStore(tenant_id=tenant, user_id=uuid4())
+    with pytest.raises(InvalidReferenceError, match="user_id"):
+        run(saved(store, "a"))
 
 
 def test_sessions_may_come_from_elsewhere(configured: None, tenant: str) -> None:

@@ -951,7 +951,8 @@ def test_sessions_may_come_from_elsewhere(configured: None, tenant: str) -> None
 
     store = PostgresConversationStore(tenant_id="asked", sessions=sessions)
     run(saved(store, "a"))
-    assert set(made) == {"asked"}
+    # One without a tenant asks for the engine.
+    assert "asked" in made
     assert run(texts(PostgresConversationStore(tenant_id=tenant))) == ["a"]
 
 

@@ -58,7 +58,7 @@ def message(number: int) -> dict[str, Any]:
 def expected(rows: Any) -> list[tuple[Any, ...]]:
     return [
         (
-            *(one.id, one.position, one.role, None if one.data else one.content),
+            *(one.id.bytes, one.position, one.role, None if one.data else one.content),
             *(one.tool_call_id, one.data, one.data_format),
         )
         for one in rows
@@ -80,6 +80,8 @@ def test_bodies_are_of_the_history(
         assert MessageRepository.bodies(db, str(row.id)) == expected(
             MessageRepository.history(db, row.id)
         )
+    rows = MessageRepository.history(db, row.id)
+    assert [body.id for body in MessageRepository.bodies(db, row.id)] == [one.id for one in rows]
     assert idle(db)
 
 

@@ -1,4 +1,7 @@
-"""Pydantic AI: histories as lists of its messages, and its conversation store, on PostgreSQL."""
+"""Pydantic AI: histories as lists of its messages, and its conversation store.
+
+Needs the extra `pydantic-ai`.
+"""
 
 from database.integrations.pydantic_ai.history import (
     History,

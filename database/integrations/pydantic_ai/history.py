@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from pydantic_ai.messages import ModelMessage
 
@@ -31,6 +31,8 @@ __all__ = [
     "read_row",
     "read_rows",
 ]
+
+RowT = TypeVar("RowT", bound="Message | Body")
 
 logger = logging.getLogger(__name__)
 
@@ -108,18 +110,18 @@ def _is_ours(data_format: str | None) -> bool:
 
 
 def read_rows(
-    rows: Iterable[Message | Body], *, strict: bool
-) -> tuple[list[tuple[UUID, ModelMessage]], list[Skipped]]:
-    """Return messages beside the ids of their rows, and what cannot be read, logging a warning.
+    rows: Iterable[RowT], *, strict: bool
+) -> tuple[list[tuple[RowT, ModelMessage]], list[Skipped]]:
+    """Return messages beside their rows, and what cannot be read, logging a warning.
 
     Raises:
         UnreadableMessageError: One cannot be read, and `strict`.
     """
-    read: list[tuple[UUID, ModelMessage]] = []
+    read: list[tuple[RowT, ModelMessage]] = []
     skipped: list[Skipped] = []
     for row in rows:
         try:
-            read.append((row.id, read_row(row)))
+            read.append((row, read_row(row)))
         except UnreadableMessageError as error:
             if strict:
                 raise

@@ -13,7 +13,12 @@ from pydantic_ai.conversation_store import (
 )
 
 from database.config import SessionLocal
-from database.errors import AlreadyExistsError, NotFoundError
+from database.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    InvalidReferenceError,
+    NotFoundError,
+)
 from database.integrations.pydantic_ai.history import are_ours, read_row, read_rows
 from database.integrations.pydantic_ai.records import is_current, metadata_of, record_of
 from database.integrations.pydantic_ai.rows import row_of
@@ -26,7 +31,6 @@ from database.units import transaction
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from pydantic_ai.messages import ModelMessage
     from sqlalchemy.orm import Session
 
     from database.integrations.worker_threads import Sessions
@@ -114,6 +118,7 @@ class PostgresConversationStore(ConversationStore):
             ConversationConflict: Another revision is stored, or the history would go on from an
                 entry that the conversation does not have.
             InvalidValueError: An entry's id is no UUID, or something has no JSON.
+            InvalidReferenceError: The store's user is not one of the tenant.
         """
         lines = _lines(new_entries)
 
@@ -123,7 +128,9 @@ class PostgresConversationStore(ConversationStore):
 
         try:
             await self._run(write)
-        except (NotFoundError, AlreadyExistsError) as error:
+        except InvalidReferenceError:
+            raise
+        except (NotFoundError, AlreadyExistsError, ConflictError) as error:
             raise ConversationConflict(record.conversation_id) from error
 
     async def delete_record(self, conversation_id: str, *, expected_revision: str) -> None:
@@ -152,8 +159,10 @@ class PostgresConversationStore(ConversationStore):
 
         def read(db: Session) -> ConversationEntry:
             rows = _rows_to(db, entry_id, 2)
-            parent = rows[-2].id if len(rows) > 1 else None
-            return _entry(rows[-1].id, read_row(rows[-1]), parent)
+            parent_id = str(rows[-2].id) if len(rows) > 1 else None
+            return ConversationEntry(
+                id=str(rows[-1].id), parent_id=parent_id, message=read_row(rows[-1])
+            )
 
         return await self._run(read)
 
@@ -172,12 +181,14 @@ class PostgresConversationStore(ConversationStore):
         def read(db: Session) -> list[ConversationEntry]:
             # One more tells what the first of them follows.
             rows = _rows_to(db, head_id, None if limit is None else limit + 1)
-            parents = dict(
-                zip((row.id for row in rows[1:]), (row.id for row in rows), strict=False)
-            )
+            ids = [str(row.id) for row in rows]
+            parents = dict(zip(ids[1:], ids, strict=False))
             wanted = rows if limit is None else rows[-limit:]
             readable, _ = read_rows(wanted, strict=self.strict)
-            return [_entry(id_, message, parents.get(id_)) for id_, message in readable]
+            return [
+                ConversationEntry(id=id_, parent_id=parents.get(id_), message=message)
+                for id_, message in ((str(row.id), message) for row, message in readable)
+            ]
 
         return await self._run(read)
 
@@ -295,8 +306,3 @@ def _id_of(entry_id: str) -> UUID:
     except ValueError:
         msg = "an entry's id is a UUID"
         raise NotFoundError(msg) from None
-
-
-def _entry(id_: UUID, message: ModelMessage, parent: UUID | None) -> ConversationEntry:
-    parent_id = None if parent is None else str(parent)
-    return ConversationEntry(id=str(id_), parent_id=parent_id, message=message)

@@ -579,32 +579,6 @@ def test_threads_pop_each_message_once(chat: Chat) -> None:
     assert chat.counted() == (0, THREADS * 2, None)
 
 
-@alone_and_in_a_unit
-def test_bodies_are_the_history_s(chat: Chat, unit: Unit) -> None:
-    chat.say_all([said("a"), said("b", data=b"[1]", data_format="json"), everything(), said("c")])
-    Messages.deactivate(chat.db, chat.id, [chat.stored()[0].id])
-    with unit(chat.db):
-        bounds: list[dict[str, int]] = [{}, {"limit": 2}, {"limit": 9, "before": 4}, {"before": 3}]
-        for given_bounds in bounds:
-            found = Messages.bodies(chat.db, chat.id, **given_bounds)
-            history = Messages.history(chat.db, chat.id, **given_bounds)
-            assert [tuple(body) for body in found] == [
-                (
-                    message.id,
-                    message.position,
-                    str(message.role),
-                    message.content if message.data is None else None,
-                    message.tool_call_id,
-                    message.data,
-                    message.data_format,
-                )
-                for message in history
-            ]
-    with counted_round_trips() as trips:
-        Messages.bodies(chat.db, chat.id)
-    assert trips.count == 1
-
-
 def test_update_and_delete(chat: Chat) -> None:
     db, (a, b) = chat.db, chat.say_all("ab")
     version = chat.row()["version"]

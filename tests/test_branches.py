@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
@@ -274,14 +274,25 @@ def test_purging_what_expired_keeps_what_forks_show(
         assert (said(session, fork), Conversations.count(session)) == ("a b", 1)
 
 
-def test_erasing_a_user_ends_what_others_forks_share(db: TenantSession) -> None:
+@pytest.mark.parametrize(
+    "remove",
+    [
+        UserRepository.erase,
+        UserRepository.delete,
+        lambda db, user: UserRepository.delete_non_admins(db, [user]),
+    ],
+    ids=["erase", "delete", "delete_non_admins"],
+)
+def test_who_is_erased_ends_what_others_forks_share(
+    db: TenantSession, remove: Callable[[TenantSession, UUID], object]
+) -> None:
     mine, theirs = UserFactory(db=db), UserFactory(db=db)
     chat, (first, _) = talk(db, "a", "b", user_id=mine.id)
     fork = Conversations.fork(db, chat.id, user_id=theirs.id)
     Messages.append(db, fork.id, role="user", content="F")
     edited = Messages.edit(db, first.id, content="A", conversation_id=fork.id)
     Messages.append(db, fork.id, role="user", content="AA")
-    UserRepository.erase(db, mine.id)
+    remove(db, mine.id)
     assert (said(db, fork), counted(db, fork)) == ("A AA", (2, "AA"))
     assert Messages.require(db, edited.id).parent_id == edited.id
     assert [b.head.content for b in Conversations.branches(db, fork.id)] == ["AA", "F"]

@@ -39,7 +39,7 @@ def erase_user(db: Session, user: UUID, *, dry_run: bool) -> dict[str, int]:
         # locks nobody can add to what the last statement deletes.
         for lock in _locking():
             db.execute(lock, parameters)
-        with detaching_forks(db, user):
+        with detaching_forks(db, [user]):
             return _receipt(db.execute(_deleting(), parameters).one())
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Uuid, bindparam, text
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from database.repositories.bookkeeping import recount
 from database.repositories.histories import read_path
 from database.session import tenant_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from uuid import UUID
 
     from sqlalchemy import TextClause, TextualSelect
@@ -23,10 +24,10 @@ __all__ = ["PURGE", "before", "detaching_forks", "is_followed", "unlink", "unlin
 
 
 def _statement(sql: str) -> TextClause:
-    names = [
-        name for name in ("id", "before", "conversation", "user") if re.search(rf":{name}\b", sql)
-    ]
-    return text(sql).bindparams(*(bindparam(name, type_=Uuid()) for name in names))
+    types: dict[str, Any] = dict.fromkeys(("id", "before", "conversation"), Uuid())
+    types["users"] = ARRAY(Uuid())
+    given = ((name, kind) for name, kind in types.items() if re.search(rf":{name}\b", sql))
+    return text(sql).bindparams(*(bindparam(name, type_=kind) for name, kind in given))
 
 
 _BEFORE = _statement("""
@@ -102,19 +103,19 @@ ORDER BY position DESC""")
 
 _OTHERS_FORKS = _statement("""
 SELECT fork.id FROM conversations AS theirs, messages AS gone, conversations AS fork
-WHERE theirs.tenant_id = :tenant AND theirs.user_id = :user AND theirs.is_shared
+WHERE theirs.tenant_id = :tenant AND theirs.user_id = ANY(:users) AND theirs.is_shared
     AND gone.tenant_id = :tenant AND gone.conversation_id = theirs.id
     AND fork.tenant_id = :tenant AND fork.forked_at_id = gone.id
-    AND fork.user_id IS DISTINCT FROM :user
+    AND (fork.user_id = ANY(:users)) IS NOT TRUE
 ORDER BY fork.id""")
 _DETACH = _statement("""
 UPDATE messages AS item SET parent_id = item.id
 FROM messages AS gone, conversations AS theirs, conversations AS ours
-WHERE theirs.tenant_id = :tenant AND theirs.user_id = :user AND theirs.is_shared
+WHERE theirs.tenant_id = :tenant AND theirs.user_id = ANY(:users) AND theirs.is_shared
     AND gone.tenant_id = :tenant AND gone.conversation_id = theirs.id
     AND item.tenant_id = :tenant AND item.parent_id = gone.id
     AND ours.tenant_id = :tenant AND ours.id = item.conversation_id
-    AND ours.user_id IS DISTINCT FROM :user""")
+    AND (ours.user_id = ANY(:users)) IS NOT TRUE""")
 
 
 def before(db: Session, message: UUID) -> UUID | None:
@@ -152,9 +153,9 @@ def unlink_deactivated(db: Session, conversation: UUID) -> None:
 
 
 @contextmanager
-def detaching_forks(db: Session, user: UUID) -> Iterator[None]:
-    """Delete a user inside: other users' forks then begin with what is their own."""
-    parameters = {"tenant": tenant_of(db), "user": user}
+def detaching_forks(db: Session, users: Sequence[UUID]) -> Iterator[None]:
+    """Delete users inside: other users' forks then begin with what is their own."""
+    parameters = {"tenant": tenant_of(db), "users": users}
     forks = db.scalars(_OTHERS_FORKS.columns(id=Uuid()), parameters).all()
     if forks:
         db.execute(_DETACH, parameters)

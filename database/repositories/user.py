@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Uuid, any_, bindparam, delete, update
+from sqlalchemy import Uuid, any_, bindparam, delete, exists, update
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from database.errors import AlreadyExistsError, InvalidReferenceError
+from database.models.conversation import Conversation
 from database.models.identity import Identity
 from database.models.user import User
 from database.repositories import user_settings
@@ -15,6 +16,7 @@ from database.repositories.base import Repository
 from database.repositories.erasing import erase_user
 from database.repositories.exporting import export_user
 from database.repositories.identity import IdentityRepository
+from database.repositories.links import detaching_forks
 from database.repositories.loading import shape_of
 from database.repositories.statements import OPTIONS
 from database.session import tenant_of
@@ -54,6 +56,20 @@ _TOUCH = (
     update(User)
     .where(User.tenant_id == bindparam("tenant"), User.id == bindparam("key"))
     .values(last_active_at=bindparam("now"), updated_at=bindparam("now"))
+    .returning(User.id)
+    .execution_options(synchronize_session=False, names_tenant=True)
+)
+_DELETE_UNSHARED = (
+    delete(User)
+    .where(
+        User.tenant_id == bindparam("tenant"),
+        User.id == bindparam("key"),
+        ~exists().where(
+            Conversation.tenant_id == User.tenant_id,
+            Conversation.user_id == User.id,
+            Conversation.is_shared,
+        ),
+    )
     .returning(User.id)
     .execution_options(synchronize_session=False, names_tenant=True)
 )
@@ -216,14 +232,28 @@ class UserRepository(Repository[User]):
             return db.scalar(_TOUCH, parameters) is not None
 
     @classmethod
+    def delete(cls, db: Session, id: UUID | str, /) -> bool:  # noqa: A002
+        """Delete a user and all that they own; tell whether there was one.
+
+        What other users' forks share of it goes too.
+        """
+        parameters = cls._key(db, id)
+        with one_write(db) as connection:
+            if connection.scalar(_DELETE_UNSHARED, parameters) is not None:
+                return True
+        with transaction(db), detaching_forks(db, [parameters["key"]]):
+            return super().delete(db, id)
+
+    @classmethod
     def delete_non_admins(cls, db: Session, ids: Iterable[UUID | str]) -> int:
         """Delete those of the given users who are no administrators; return how many.
 
-        One statement: who has become an administrator since is kept.
+        Who has become an administrator since is kept.
         """
-        parameters = {"tenant": tenant_of(db), "ids": [cls._id(id_) for id_ in ids]}
-        with one_write(db) as connection:
-            return connection.execute(_DELETE_NON_ADMINS, parameters).rowcount
+        users = [cls._id(id_) for id_ in ids]
+        parameters = {"tenant": tenant_of(db), "ids": users}
+        with transaction(db), detaching_forks(db, users):
+            return db.connection().execute(_DELETE_NON_ADMINS, parameters).rowcount
 
     @classmethod
     def erase(cls, db: Session, user_id: UUID | str, *, dry_run: bool = False) -> dict[str, int]:

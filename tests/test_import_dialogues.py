@@ -39,7 +39,7 @@ from database import (
     UserRepository,
     transaction,
 )
-from examples import import_dialogues
+from examples import import_dialogues, importing
 from tests.conftest import admin
 from tests.counting import counted_statements
 
@@ -904,7 +904,7 @@ NASTY = st.text(st.sampled_from('[]{}",\\:\n é'))
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    return lambda size: monkeypatch.setattr(import_dialogues, "CHUNK_BYTES", size)
+    return lambda size: monkeypatch.setattr(importing, "CHUNK_BYTES", size)
 
 
 def read(path: Path) -> tuple[list[Json], str]:
@@ -912,9 +912,10 @@ def read(path: Path) -> tuple[list[Json], str]:
     found: list[Json] = []
     sizes: list[int] = []
     try:
-        for element in import_dialogues.elements(path, sizes.append):
-            assert element is not None
-            found.append(json.loads(element))
+        with path.open("rb") as file:
+            for element in importing.elements(file, sizes.append, MEGABYTE):
+                assert element is not None
+                found.append(json.loads(element))
     except ValueError as error:
         return found, str(error)
     assert sum(sizes) == path.stat().st_size

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from benchmarks import memories, notes, states, works
+from benchmarks import agents, branches, langchain, memories, notes, pydantic_ai, states, works
 from benchmarks.harness import Contender, Effort, Timings, measure
 
 if TYPE_CHECKING:
@@ -51,6 +52,70 @@ class Case:
             return measure([one for one in contenders if one.name in names], effort)
 
 
+_TASKS = ("ours, 8 tasks", f"{agents.THEIRS}, 8 tasks")
+
+_AGENTS = (
+    Case(
+        "agents-add",
+        agents.add_one,
+        (
+            Claim("Agents SDK: add an item", 1 / 3, base=agents.THEIRS),
+            Claim("  by 8 tasks, each", 1 / 3, *_TASKS),
+        ),
+    ),
+    Case(
+        "agents-last",
+        agents.last,
+        (
+            Claim("Agents SDK: last 50 of 1,000", 1 / 3, base=agents.THEIRS),
+            Claim("  by 8 tasks, each", 1 / 3, *_TASKS),
+        ),
+    ),
+    Case(
+        "agents-many",
+        agents.add_many,
+        (Claim("Agents SDK: add 10,000 items", 1.0, base=agents.THEIRS),),
+        fewest=8,
+    ),
+)
+_LANGCHAIN = (
+    Case(
+        "langchain-add",
+        langchain.add_one,
+        (
+            Claim("LangChain: add a message", 1.0, base=langchain.THEIRS),
+            Claim("  theirs in autocommit", base=langchain.AUTOCOMMIT),
+        ),
+    ),
+    Case(
+        "langchain-last",
+        langchain.last,
+        (Claim("LangChain: last 50 of 1,000", 1 / 10, base=langchain.AUTOCOMMIT),),
+    ),
+    Case(
+        "langchain-many",
+        langchain.add_many,
+        (Claim("LangChain: add 1,000 messages", base=langchain.THEIRS),),
+    ),
+)
+_PYDANTIC_AI = (
+    Case(
+        "pydantic-ai-load",
+        pydantic_ai.load,
+        (
+            # A fifth of the whole is a quarter of the rest.
+            Claim("Pydantic AI: load 1,000 messages", 1.25, base="validation"),
+            Claim("  store.load", ours="store", base="validation"),
+            Claim("  store.read_history", ours="history", base="validation"),
+        ),
+    ),
+    Case(
+        "pydantic-ai-append",
+        pydantic_ai.append,
+        (Claim("Pydantic AI: append a turn of 4", base="append_many"),),
+    ),
+)
+
 CASES = (
     Case(
         "append",
@@ -77,6 +142,15 @@ CASES = (
         (
             Claim("all 1,000 messages", 1.1),
             Claim("  none with metadata", None, "ours, no metadata", "raw, no metadata"),
+        ),
+    ),
+    Case(
+        "branched",
+        branches.branched,
+        (
+            Claim("1,000 messages in 20 branches", 3.0, "branched", "linear"),
+            Claim("  last 50", None, "branched, last 50", "linear, last 50"),
+            Claim("  1,000 of a fork", None, "fork", "linear"),
         ),
     ),
     Case(
@@ -128,7 +202,18 @@ CASES = (
     Case("recall-user", memories.recall_user, (Claim("recall of a user's 500", 1.5),)),
     Case("recall-small", memories.recall_small, (Claim("recall in 1 of 100 tenants", 1.5),)),
     Case("add-many", memories.add_many, (Claim("add_many of 10,000 memories", 0.8),), fewest=2),
-    Case("import", works.importing, (Claim("import database", 1.15),), fewest=15),
+    *(_AGENTS if find_spec("agents") else ()),
+    *(_LANGCHAIN if find_spec("langchain_postgres") else ()),
+    *(_PYDANTIC_AI if find_spec("pydantic_ai") else ()),
+    Case(
+        "import",
+        works.importing,
+        (
+            Claim("import database", 1.15),
+            Claim("  and all its names", ours="ours, all names"),
+        ),
+        fewest=15,
+    ),
     # Last: its messages make the tables larger.
     Case("bulk", works.bulk, (Claim("append_many of 10,000", 0.8),), fewest=10),
 )

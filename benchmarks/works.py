@@ -208,4 +208,8 @@ def importing(_: Site) -> Iterator[list[Contender]]:
 
             return run
 
-        yield [Contender("ours", fresh("import database")), Contender("raw", fresh(_BASE))]
+        yield [
+            Contender("ours", fresh("import database")),
+            Contender("ours, all names", fresh("from database import *")),
+            Contender("raw", fresh(_BASE)),
+        ]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         NotFoundError,
         SchemaOutdatedError,
         TransientError,
+        UnreadableMessageError,
     )
     from database.health import check_connection
     from database.models import (
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from database.repositories.persona import PersonaRepository
     from database.repositories.recalling import Recalled, RecallParts
     from database.repositories.state import StateRepository
+    from database.repositories.stats import MessageStats, StatsRepository
     from database.repositories.storing import Stored
     from database.repositories.user import UserRepository
     from database.schema import check_schema, init_db
@@ -99,6 +101,7 @@ __all__ = [
     "MemoryStatus",
     "Message",
     "MessageRepository",
+    "MessageStats",
     "Module",
     "ModuleRepository",
     "ModuleType",
@@ -118,10 +121,12 @@ __all__ = [
     "Settings",
     "State",
     "StateRepository",
+    "StatsRepository",
     "Stored",
     "TenantModel",
     "TenantSession",
     "TransientError",
+    "UnreadableMessageError",
     "User",
     "UserRepository",
     "bind_tenant",
@@ -160,6 +165,7 @@ _HOMES = {
         "NotFoundError",
         "SchemaOutdatedError",
         "TransientError",
+        "UnreadableMessageError",
     ),
     "database.health": ("check_connection",),
     "database.models": (
@@ -194,6 +200,7 @@ _HOMES = {
     "database.repositories.persona": ("PersonaRepository",),
     "database.repositories.recalling": ("RecallParts", "Recalled"),
     "database.repositories.state": ("StateRepository",),
+    "database.repositories.stats": ("MessageStats", "StatsRepository"),
     "database.repositories.storing": ("Stored",),
     "database.repositories.user": ("UserRepository",),
     "database.schema": ("check_schema", "init_db"),

@@ -34,6 +34,7 @@ __all__ = [
     "get_engine",
     "get_settings",
     "get_url",
+    "has_engine",
 ]
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,11 @@ def get_engine() -> Engine:
             settings = get_settings()
             _Process.engine = create_database_engine(get_url(settings), settings)
         return _Process.engine
+
+
+def has_engine() -> bool:
+    """Tell whether the process has its engine already, so that a session is made at once."""
+    return _Process.engine is not None
 
 
 def close_db() -> None:

@@ -80,6 +80,7 @@ class Connection(psycopg.Connection[Any]):
     _after: bytes | None = None
     _spent: bool = False
     _guarded: bool = False
+    _in_binary: bool = False
     _released_at: float = 0.0
     ended: int = 0
     tenant_id: str | None = None
@@ -110,6 +111,15 @@ class Connection(psycopg.Connection[Any]):
         self._before += (b"SAVEPOINT " + savepoint,)
         self._after = b"RELEASE " + savepoint
 
+    def answer_in_binary(self) -> None:
+        """Let the rows of the next statement come in binary, which bytes take half the time in."""
+        self._in_binary = True
+
+    def is_to_answer_in_binary(self) -> bool:
+        """Tell whether that was asked for since the last statement."""
+        asked, self._in_binary = self._in_binary, False
+        return asked
+
     def undo(self, savepoint: bytes) -> None:
         """Roll back to the savepoint if the statement it guarded was not sent, or has failed."""
         self._after = None
@@ -130,6 +140,7 @@ class Connection(psycopg.Connection[Any]):
         self._after = None
         self._spent = False
         self._guarded = False
+        self._in_binary = False
         self.tenant_id = None
 
     def take(self) -> tuple[tuple[bytes, ...], bytes | None]:
@@ -221,6 +232,8 @@ class Cursor(psycopg.Cursor[Any]):
 
     def execute(self, query: Any, params: Any = None, **options: Any) -> Self:
         connection: Connection = self._conn  # type: ignore[assignment]
+        if connection.is_to_answer_in_binary():
+            options["binary"] = True
         before, after = connection.take()
         if not before and after is None:
             return super().execute(query, params, **options)

@@ -5,7 +5,12 @@ Messages name fields, rules and constraints; they never hold a row's values.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sqlalchemy.exc import DontWrapMixin
+
+if TYPE_CHECKING:
+    from uuid import UUID
 
 __all__ = [
     "AlreadyExistsError",
@@ -18,6 +23,7 @@ __all__ = [
     "NotFoundError",
     "SchemaOutdatedError",
     "TransientError",
+    "UnreadableMessageError",
 ]
 
 
@@ -89,14 +95,30 @@ class ConfigurationError(DatabaseError):
     """The settings, the server or the session's binding do not allow what was asked."""
 
 
+class UnreadableMessageError(DatabaseError):
+    """A framework's own form of a message is corrupt, or of a version that is not known here.
+
+    Attributes:
+        id: The message's id.
+        position: Its place in its conversation.
+        reason: What is wrong; never what the message holds.
+    """
+
+    def __init__(self, id: UUID, position: int, reason: str) -> None:  # noqa: A002
+        super().__init__(f"message {id} at position {position}: {reason}")
+        self.id = id
+        self.position = position
+        self.reason = reason
+
+
 class SchemaOutdatedError(ConfigurationError):
     """The database's schema is not at the revision this version of the library needs."""
 
     def __init__(self, found: str | None, needed: str) -> None:
         super().__init__(
             f"the database's schema is at revision {found or 'none'}, this version needs {needed}:"
-            " run `alembic upgrade head`, or database.init_db() in development; a newer database"
-            " needs a newer version of this library"
+            " run `alembic upgrade head` or `database upgrade`, or database.init_db() in"
+            " development; a newer database needs a newer version of this library"
         )
         self.found = found
         self.needed = needed

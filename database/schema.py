@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
@@ -29,12 +30,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ADVISORY_LOCK",
+    "Revision",
     "alembic_config",
     "check_schema",
     "current_revision",
     "downgrade",
     "head_revision",
     "init_db",
+    "installed_revision",
+    "render_sql",
+    "revisions",
     "upgrade",
 ]
 
@@ -43,6 +48,14 @@ ADVISORY_LOCK = 6_215_300_418
 
 # Alembic keeps what it works on in a module, so in one process only one thread can migrate.
 _one_thread = threading.Lock()
+
+
+class Revision(NamedTuple):
+    """A step of the schema's history."""
+
+    revision: str
+    follows: str | None
+    description: str
 
 
 def _script_location() -> Path:
@@ -72,6 +85,17 @@ def head_revision() -> str:
     return head
 
 
+def revisions() -> list[Revision]:
+    """Return the schema's history, the newest revision first."""
+    scripts = ScriptDirectory.from_config(alembic_config()).walk_revisions()
+    return [Revision(s.revision, _parent(s.down_revision), s.doc) for s in scripts]
+
+
+def _parent(down_revision: object) -> str | None:
+    assert down_revision is None or isinstance(down_revision, str)
+    return down_revision
+
+
 def current_revision(connection: Connection) -> str | None:
     """Return the database's revision, or None before the first migration."""
     return MigrationContext.configure(connection).get_current_revision()
@@ -83,6 +107,8 @@ def _migrating() -> Iterator[None]:
     try:
         with _one_thread:
             yield
+    except CommandError as error:
+        raise ConfigurationError(str(error)) from error
     except DBAPIError as error:
         if isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
             said = error.orig.diag
@@ -107,7 +133,8 @@ def upgrade(revision: str = "head", *, settings: Settings | None = None) -> None
     """Migrate up to a revision. Waits while another process migrates; each revision commits.
 
     Raises:
-        ConfigurationError: The login may not do it; the text says what it lacks.
+        ConfigurationError: There is no such revision, or the login may not do it; the text says
+            what it lacks.
         TransientError: No server can be reached, or it holds a lock for too long.
     """
     with _migrating():
@@ -128,6 +155,33 @@ def init_db() -> None:
     upgrade()
 
 
+def render_sql(revision: str, output: TextIO, *, settings: Settings | None = None) -> None:
+    """Write the SQL of an upgrade from nothing, or of a span "from:to", without a database.
+
+    Raises:
+        ConfigurationError: There is no such revision.
+    """
+    with _migrating():
+        command.upgrade(alembic_config(settings, output), revision, sql=True)
+
+
+def installed_revision() -> str | None:
+    """Return the revision of the configured database, or None before the first migration.
+
+    It looks as migrations do, with the owner's login where there is one.
+
+    Raises:
+        TransientError: No server can be reached.
+    """
+    from database.config import get_settings, get_url
+    from database.pool import create_migration_engine
+
+    settings = get_settings()
+    url = settings.migration_url.get_secret_value() if settings.migration_url else get_url(settings)
+    with translated(), create_migration_engine(url, settings).connect() as connection:
+        return _revision_in(connection)
+
+
 def check_schema() -> None:
     """Make sure that the configured database is at the revision this version needs.
 
@@ -138,7 +192,11 @@ def check_schema() -> None:
 
     engine = get_engine().execution_options(isolation_level="AUTOCOMMIT")
     with translated(), engine.connect() as connection:
-        exists = connection.scalar(text("SELECT to_regclass('alembic_version') IS NOT NULL"))
-        found = current_revision(connection) if exists else None
+        found = _revision_in(connection)
     if found != head_revision():
         raise SchemaOutdatedError(found, head_revision())
+
+
+def _revision_in(connection: Connection) -> str | None:
+    exists = connection.scalar(text("SELECT to_regclass('alembic_version') IS NOT NULL"))
+    return current_revision(connection) if exists else None

@@ -11,7 +11,7 @@ chmod 755 "$work" # for root, whose server runs as another user
 "$python" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$work/dist" .
 "$python" -m venv --without-pip "$work/venv"
 "$python" -m pip --python "$work/venv/bin/python" --quiet --disable-pip-version-check \
-    install "$(echo "$work"/dist/*.whl)[embedded]"
+    install "$(echo "$work"/dist/*.whl)[embedded,cli]"
 
 project=$("$python" -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(p["name"], p["version"])')
 
@@ -20,7 +20,8 @@ cd "$work/elsewhere"
 for name in $(env | sed -n 's/^\(DATABASE_[A-Z_]*\)=.*/\1/p'); do
     unset "$name"
 done
-DATABASE_DATA_DIR=$work/data "$work/venv/bin/python" -I - $project <<'PYTHON'
+export DATABASE_DATA_DIR="$work/data"
+"$work/venv/bin/python" -I - $project <<'PYTHON'
 import sys
 from importlib.metadata import version
 
@@ -46,5 +47,10 @@ with get_db_session() as db:
     history = MessageRepository.history(db, conversation.id)
     assert [message.content for message in history] == ["hi"]
 close_db()
-print(f"{name} {built}: built, installed and used")
 PYTHON
+unset PYTHONPATH
+for command in "users show a@example.com" "history export --user a@example.com" \
+    "downgrade base --yes" upgrade check doctor; do
+    "$work/venv/bin/database" $command >/dev/null
+done
+echo "$project: built, installed and used"

@@ -203,7 +203,7 @@ STEP = {
     "fork": 3,
     "delete_message": 2,
     "hide": 2,
-    "purge": 1,
+    "purge": 2,
     "pop": 2,
     "delete_conversation": 1,
 }

@@ -230,6 +230,35 @@ def test_a_cleared_fork_comes_back(db: TenantSession) -> None:
     assert (said(db, fork), counted(db, fork)) == ("a b F", (3, "F"))
 
 
+def test_clear(db: TenantSession) -> None:
+    chat, (first, _) = talk(db, "a", "b")
+    fork = Conversations.fork(db, chat.id, at=first)
+    Messages.append(db, fork.id, role="user", content="F")
+    assert Messages.clear(db, chat.id) == 1
+    assert (said(db, chat), counted(db, chat), said(db, fork)) == ("", (0, None), "a F")
+    assert Messages.append(db, chat.id, role="user", content="c").position == 3
+    assert (said(db, chat), counted(db, chat)) == ("c", (1, "c"))
+    assert Messages.clear(db, fork.thread_id) == 2
+    assert (said(db, fork), Messages.clear(db, fork.id), Messages.clear(db, uuid4())) == ("", 0, 0)
+    other = Conversations.fork(db, chat.id)
+    assert Messages.clear(db, other.id) == 0
+    assert (said(db, other), said(db, chat)) == ("", "c")
+
+
+def test_pop(db: TenantSession) -> None:
+    chat, (first, second, third) = talk(db, "a", "b", "c")
+    assert (Messages.pop_last(db, chat.id), said(db, chat)) == (third, "a b")
+    assert not Messages.exists(db, third.id)
+    fork = Conversations.fork(db, chat.id)
+    assert (Messages.pop_last(db, fork.id), said(db, fork), said(db, chat)) == (second, "a", "a b")
+    assert (Messages.pop_last(db, chat.id), said(db, chat)) == (second, "a")
+    assert Messages.exists(db, second.id)  # the fork may come back to it
+    Messages.append(db, chat.id, role="user", content="d")
+    assert Messages.pop_last(db, chat.id, before=2) == first
+    assert (said(db, chat), counted(db, chat)) == ("d", (1, "d"))
+    assert Messages.pop_last(db, chat.id, before=2) is None
+
+
 def test_purging_what_expired_keeps_what_forks_show(
     db: TenantSession, other: TenantSession
 ) -> None:
@@ -257,6 +286,29 @@ def test_erasing_a_user_ends_what_others_forks_share(db: TenantSession) -> None:
     assert Messages.require(db, edited.id).parent_id == edited.id
     assert [b.head.content for b in Conversations.branches(db, fork.id)] == ["AA", "F"]
     assert Messages.count(db) == 3
+
+
+def test_branches_and_forks_travel(db: TenantSession, other: TenantSession) -> None:
+    mine, theirs = UserFactory(db=db), UserFactory(db=db)
+    chat, (first, *_) = talk(db, "a", "b", "c", user_id=mine.id)
+    Messages.edit(db, first.id, content="A")
+    own = Conversations.fork(db, chat.id)
+    Messages.append(db, own.id, role="user", content="F")
+    Conversations.switch(db, chat.id, first)
+    others = Conversations.fork(db, chat.id, user_id=theirs.id)
+    Messages.append(db, others.id, role="user", content="T")
+    Messages.edit(db, first.id, content="R", conversation_id=others.id)
+
+    UserRepository.import_(other, UserRepository.export(db, mine.id))
+    assert (said(other, chat), said(other, own)) == ("a b c", "A F")
+    assert len(Conversations.branches(other, chat.id)) == 2
+    Messages.append(other, chat.id, role="user", content="d")
+    assert said(other, chat) == "a b c d"
+    # Of what belongs to another user, only what was written in the fork.
+    UserRepository.import_(other, UserRepository.export(db, theirs.id))
+    assert said(other, others) == "R"
+    shown = {b.head.content for b in Conversations.branches(other, others.id)}
+    assert shown == {"R", "T"}
 
 
 # Turns
@@ -472,3 +524,21 @@ def test_a_branched_history_is_two_statements(db: TenantSession) -> None:
     with counted_statements() as statements:
         Messages.history_to(db, first.id)
     assert len(statements) == 1
+
+
+# Scopes
+
+
+def test_conversations_are_listed_by_scope(db: TenantSession, other: TenantSession) -> None:
+    for session in (db, other):
+        for scope in ("support", "support", "sales", None):
+            Conversations.create(session, scope=scope)
+    newest = Conversations.update(db, Conversations.create(db).id, scope="support")
+    page = Conversations.list(db, scope="support", limit=2)
+    assert page.items[0] == newest
+    rest = Conversations.list(db, scope="support", limit=2, cursor=page.next_cursor)
+    assert [c.scope for c in (*page, *rest)] == ["support"] * 3
+    assert (Conversations.count(db, scope="sales"), rest.next_cursor) == (1, None)
+    for value in ("", "x" * 256, 1):
+        with pytest.raises(InvalidValueError, match=r"^scope: "):
+            Conversations.create(db, scope=value)

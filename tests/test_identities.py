@@ -48,6 +48,24 @@ def identity_of(db: TenantSession, provider: str, subject: str) -> Identity:
 # Made and found
 
 
+def test_the_identities_of_users(db: TenantSession, other: TenantSession) -> None:
+    ada = find_or_make(db, "google", GOOGLE)
+    bob = find_or_make(db, "telegram", TELEGRAM)
+    nobody = UserRepository.create(db)
+    find_or_make(db, "telegram", "1", link_to=ada.id)
+    stranger = find_or_make(other, "google", GOOGLE)
+    known = IdentityRepository.of_users(db, [bob.id, str(ada.id), nobody.id, stranger.id, ada.id])
+    assert idle(db)
+    assert [(i.user_id, i.subject) for i in known] == [
+        (ada.id, GOOGLE),
+        (bob.id, TELEGRAM),
+        (ada.id, "1"),
+    ]
+    assert IdentityRepository.of_users(db, []) == []
+    with pytest.raises(InvalidValueError, match="user_ids"):
+        IdentityRepository.of_users(db, ["x"])
+
+
 def test_an_identity_makes_its_user_once(db: TenantSession) -> None:
     data = {"chat_id": 2**53}
     user = find_or_make(db, "google", GOOGLE, email="Ada@Example.com", username="ada", data=data)

@@ -363,8 +363,10 @@ def test_an_unknown_or_foreign_conversation(chat: Chat, other: TenantSession) ->
         assert Messages.history(db, name) == Messages.window(db, name, 0, 9) == []
         assert list(Messages.iterate(db, name)) == []
         assert Messages.get_last(db, name) is None
-        for change in (Messages.deactivate, Messages.restore, Messages.purge):
+        for change in (Messages.deactivate, Messages.restore, Messages.purge, Messages.clear):
             assert change(db, name) == 0
+        assert Messages.bodies(db, name) == []
+        assert Messages.pop_last(db, name) is None
         assert connections_in_use() == 0
     assert Messages.get(other, mine.id) is None
     assert not Messages.delete(other, mine.id)
@@ -538,6 +540,71 @@ def test_deactivate_restore_purge(chat: Chat) -> None:
     assert chat.counted() == (3, 4, "d")
 
 
+@alone_and_in_a_unit
+def test_pop_last_and_clear(chat: Chat, unit: Unit) -> None:
+    db = chat.db
+    _, _, c, d = chat.say_all([said(n, data=n.encode(), role="tool") for n in "abcd"])
+    Messages.deactivate(db, chat.id, [d.id])
+    expected = fields_of(c)
+    with unit(db):
+        popped = Messages.pop_last(db, chat.id)
+        assert popped
+        assert fields_of(popped) == expected
+        assert popped not in db
+        assert (Messages.pop_last(db, chat.thread_id, before=2) or d).content == "a"
+        assert Messages.pop_last(db, chat.id, before=2) is None
+    assert contents(chat.stored()) == ["b"]
+    assert chat.counted() == (1, 4, "b")
+    with suppress(ZeroDivisionError), unit(db), transaction(db):
+        assert Messages.pop_last(db, chat.id)
+        assert Messages.clear(db, chat.id) == 1
+        raise ZeroDivisionError
+    assert contents(chat.stored()) == ["b"]
+    with unit(db):
+        assert Messages.clear(db, chat.id) == 2, "the hidden one too"
+        assert Messages.clear(db, chat.id) == 0
+    assert Messages.restore(db, chat.id) == 0
+    assert chat.counted() == (0, 4, None)
+    assert chat.say("e").position == 5
+    assert connections_in_use() == 0
+
+
+def test_threads_pop_each_message_once(chat: Chat) -> None:
+    chat.say_all(map(str, range(THREADS * 2)))
+    popped = in_threads(
+        chat.tenant, lambda db, _: [Messages.pop_last(db, chat.id) for _ in range(3)]
+    )
+    found = [message.content for messages in popped for message in messages if message]
+    assert sorted(map(int, found)) == [*range(THREADS * 2)]
+    assert chat.counted() == (0, THREADS * 2, None)
+
+
+@alone_and_in_a_unit
+def test_bodies_are_the_history_s(chat: Chat, unit: Unit) -> None:
+    chat.say_all([said("a"), said("b", data=b"[1]", data_format="json"), everything(), said("c")])
+    Messages.deactivate(chat.db, chat.id, [chat.stored()[0].id])
+    with unit(chat.db):
+        bounds: list[dict[str, int]] = [{}, {"limit": 2}, {"limit": 9, "before": 4}, {"before": 3}]
+        for given_bounds in bounds:
+            found = Messages.bodies(chat.db, chat.id, **given_bounds)
+            history = Messages.history(chat.db, chat.id, **given_bounds)
+            assert [tuple(body) for body in found] == [
+                (
+                    message.id,
+                    message.position,
+                    str(message.role),
+                    message.content if message.data is None else None,
+                    message.tool_call_id,
+                    message.data,
+                    message.data_format,
+                )
+                for message in history
+            ]
+    with counted_round_trips() as trips:
+        Messages.bodies(chat.db, chat.id)
+    assert trips.count == 1
+
+
 def test_update_and_delete(chat: Chat) -> None:
     db, (a, b) = chat.db, chat.say_all("ab")
     version = chat.row()["version"]
@@ -570,6 +637,8 @@ CHANGES: list[Callable[[TenantSession, UUID, list[UUID]], object]] = [
     Messages.deactivate,
     lambda db, id_, _: Messages.restore(db, id_),
     lambda db, id_, _: Messages.purge(db, id_),
+    lambda db, id_, _: Messages.pop_last(db, id_),
+    lambda db, id_, _: Messages.clear(db, id_),
 ]
 
 

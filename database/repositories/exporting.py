@@ -104,7 +104,7 @@ def _selecting(part: Part) -> TextClause:
     else:
         condition = _condition(part, "item")
         order = f"item.{found_by(table)}, item.id"
-    kept = {r.column: _kept(*r) for r in references_of(table, OWNED)}
+    kept = {r.column: _kept(table, *r) for r in references_of(table, OWNED)}
     columns = ", ".join(kept.get(name, f"item.{name}") for name in columns_of(table))
     # Sorted before the JSON is made: large values are then still pointers.
     return statement(f"""
@@ -120,12 +120,16 @@ def _condition(part: Part, row: str) -> str:
     return elsewhere(part.table, row) if part.elsewhere else own(part.table, row)
 
 
-def _kept(column: str, target: str) -> str:
+def _kept(table: str, column: str, target: str) -> str:
     """Leave out a reference to what is not exported, as if that were deleted."""
-    return (
+    kept = (
         f"(SELECT target.id FROM {target} AS target WHERE target.tenant_id = :tenant"
-        f" AND target.id = item.{column} AND {own(target, 'target')}) AS {column}"
+        f" AND target.id = item.{column} AND {own(target, 'target')})"
     )
+    if (table, column) == ("messages", "parent_id"):
+        # Without its link a message would follow the one before it by position; so it follows none.
+        kept = f"CASE WHEN item.{column} IS NOT NULL THEN coalesce({kept}, item.id) END"
+    return f"{kept} AS {column}"
 
 
 def _referred_to(table: str) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from database.models.message import Message
 
-__all__ = ["begin_fork", "delete_conversation", "purge_shared", "share"]
+__all__ = ["begin_fork", "clear_conversation", "delete_conversation", "purge_shared", "share"]
 
 
 def _statement(sql: str) -> TextClause:
@@ -44,6 +44,12 @@ RETURNING id""")
 _BEGIN_FORK = _statement("""
 UPDATE conversations
 SET forked_at_id = :id, head_id = :id, last_position = :position, is_branched = true
+WHERE tenant_id = :tenant AND id = :conversation""")
+_CLEAR = _statement(
+    "DELETE FROM messages WHERE tenant_id = :tenant AND conversation_id = :conversation"
+)
+_BEGIN_ANEW = _statement("""
+UPDATE conversations SET is_branched = false, head_id = NULL, forked_at_id = NULL
 WHERE tenant_id = :tenant AND id = :conversation""")
 _CONDITIONS = {"id": "id = :id", "thread_id": "thread_id = :thread_id"}
 _DELETE_UNSHARED = {
@@ -120,6 +126,22 @@ def delete_conversation(db: Session, key: Literal["id", "thread_id"], value: UUI
         _bequeath(db, found)
         db.execute(_DELETE_SHARED, {"tenant": tenant_of(db), "id": found})
         return True
+
+
+def clear_conversation(db: Session, conversation: UUID) -> int:
+    """Delete all messages of a conversation but for those that forks show; return how many."""
+    parameters = {"tenant": tenant_of(db), "conversation": conversation}
+    with transaction(db):
+        found = lock(db, conversation)
+        if found is None:
+            return 0
+        if found.is_shared:
+            _bequeath(db, conversation)
+        deleted = db.connection().execute(_CLEAR, parameters).rowcount
+        if deleted or found.is_branched:
+            db.execute(_BEGIN_ANEW, parameters)
+            recount(db, conversation)
+        return deleted
 
 
 def purge_shared(db: Session) -> int:

@@ -7,21 +7,21 @@ costs no other one; what has branched is read by the path to its head.
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
 
-from sqlalchemy import Text, Uuid, and_, any_, bindparam, func, select, true
+from sqlalchemy import Text, Uuid, and_, any_, bindparam, case, func, select, true
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import aliased
 
 from database.models.conversation import Conversation
 from database.models.message import Message, Role
-from database.repositories.loading import read, shape_of
+from database.repositories.loading import fetch, read, shape_of
 from database.repositories.paths import HEAD, in_range, path_to
 from database.session import tenant_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from uuid import UUID
+    from collections.abc import Callable, Mapping, Sequence
 
     from sqlalchemy import ColumnElement, Select
     from sqlalchemy.orm import Session
@@ -30,7 +30,11 @@ __all__ = [
     "IS_LINEAR",
     "MESSAGES",
     "OF_CONVERSATION",
+    "Body",
+    "last_ids",
     "messages_of",
+    "read_bodies",
+    "read_bodies_to",
     "read_history",
     "read_messages",
     "read_path",
@@ -61,6 +65,27 @@ _BOUNDS = {
         & (message.tool_call_id == any_(bindparam("calls", type_=ARRAY(Text))))
     ),
 }
+
+_NEWEST = (
+    select(Message.id)
+    .where(
+        Message.tenant_id == bindparam("tenant"),
+        Message.conversation_id == Conversation.id,
+        Message.is_active,
+    )
+    .order_by(Message.position.desc())
+    .limit(1)
+    .lateral("newest")
+)
+_LAST_IDS = (
+    select(Conversation.id, _NEWEST.c.id)
+    .join(_NEWEST, true())
+    .where(
+        Conversation.tenant_id == bindparam("tenant"),
+        Conversation.id == any_(bindparam("conversations", type_=ARRAY(Uuid()))),
+        ~Conversation.is_branched,
+    )
+)
 
 
 def read_messages(
@@ -94,6 +119,63 @@ def read_path(db: Session, head: UUID, bounds: Mapping[str, Any]) -> list[Messag
     parameters = {"tenant": tenant_of(db), "head": head, **bounds}
     found = read(db, _ANY_MESSAGES, _to_head(frozenset(bounds)), parameters)
     return found[::-1] if "limit" in bounds else found
+
+
+class Body(NamedTuple):
+    """What a framework needs of a message: its own form of it, or else the text.
+
+    Attributes:
+        content: The text; None where there is `data`.
+    """
+
+    id: UUID
+    position: int
+    role: str
+    content: str | None
+    tool_call_id: str | None
+    data: bytes | None
+    data_format: str | None
+
+
+def read_bodies(db: Session, conversation: UUID, bounds: Mapping[str, Any]) -> list[Body]:
+    """Return the bodies of what `read_history` returns."""
+    parameters = {"tenant": tenant_of(db), "conversation": conversation, **bounds}
+    found = _fetch_bodies(db, _linear, parameters, bounds)
+    return found or _fetch_bodies(db, _branched, parameters, bounds)
+
+
+def read_bodies_to(db: Session, head: UUID, bounds: Mapping[str, Any]) -> list[Body]:
+    """Return the bodies of what `read_path` returns."""
+    parameters = {"tenant": tenant_of(db), "head": head, **bounds}
+    return _fetch_bodies(db, _to_head, parameters, bounds)
+
+
+def _fetch_bodies(
+    db: Session,
+    selecting: Callable[[frozenset[str]], Select[Any]],
+    parameters: Mapping[str, Any],
+    bounds: Mapping[str, Any],
+) -> list[Body]:
+    statement = _bodies(selecting, frozenset(bounds))
+    found = list(map(Body._make, fetch(db, statement, parameters, in_binary=True)))
+    return found[::-1] if "limit" in bounds else found
+
+
+@cache
+def _bodies(
+    selecting: Callable[[frozenset[str]], Select[Any]], names: frozenset[str]
+) -> Select[Any]:
+    statement = selecting(names)
+    all_columns = statement.selected_columns
+    columns = {name: all_columns[name] for name in Body._fields}
+    columns["content"] = case((all_columns["data"].is_(None), all_columns["content"]))
+    return statement.with_only_columns(*columns.values(), maintain_column_froms=True)
+
+
+def last_ids(db: Session, conversations: Sequence[UUID]) -> dict[UUID, UUID]:
+    """Return the ids of the newest active messages of those that are linear, by conversation."""
+    parameters = {"tenant": tenant_of(db), "conversations": conversations}
+    return dict(fetch(db, _LAST_IDS, parameters))
 
 
 def messages_of(head: ColumnElement[Any]) -> Select[Message]:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import builtins
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, delete, update
+from sqlalchemy import Uuid, any_, bindparam, delete, update
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from database.models.identity import Identity
 from database.repositories.base import Repository
-from database.repositories.loading import shape_of
+from database.repositories.loading import read, shape_of
 from database.repositories.statements import OPTIONS
 from database.session import tenant_of
 from database.types import check_text
 from database.units import one_write
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from uuid import UUID
+
     from sqlalchemy.orm import Session
 
 __all__ = ["IdentityRepository"]
@@ -25,6 +30,14 @@ _IS_SUBJECT = (
     Identity.subject == bindparam("known_subject"),
 )
 _BY_SUBJECT = shape_of(Identity).select.where(*_IS_SUBJECT)
+_OF_USERS = (
+    shape_of(Identity)
+    .select.where(
+        Identity.tenant_id == bindparam("tenant"),
+        Identity.user_id == any_(bindparam("users", type_=ARRAY(Uuid()))),
+    )
+    .order_by(Identity.created_at, Identity.id)
+)
 _SET_DATA = (
     update(Identity)
     .where(*_IS_SUBJECT)
@@ -49,6 +62,12 @@ class IdentityRepository(Repository[Identity]):
     def get_by_subject(cls, db: Session, provider: str, subject: str) -> Identity | None:
         """Return what a provider knows under a subject, or None."""
         return cls._one(db, _BY_SUBJECT, _key(db, provider, subject))
+
+    @classmethod
+    def of_users(cls, db: Session, user_ids: Iterable[UUID | str]) -> builtins.list[Identity]:
+        """Return all identities of some users, the oldest first."""
+        users = [cls._id(user_id, "user_ids") for user_id in user_ids]
+        return read(db, shape_of(Identity), _OF_USERS, {"tenant": tenant_of(db), "users": users})
 
     @classmethod
     def set_data(

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Uuid, bindparam, text
 
 from database.repositories.bookkeeping import recount
+from database.repositories.histories import read_path
 from database.session import tenant_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from uuid import UUID
 
-    from sqlalchemy import TextClause
+    from sqlalchemy import TextClause, TextualSelect
     from sqlalchemy.orm import Session
 
-__all__ = ["PURGE", "before", "detaching_forks", "is_followed", "linked", "unlink"]
+__all__ = ["PURGE", "before", "detaching_forks", "is_followed", "unlink", "unlink_deactivated"]
 
 
 def _statement(sql: str) -> TextClause:
@@ -41,18 +42,20 @@ _NEXT = """
     SELECT later.id, later.parent_id FROM messages AS later, messages AS item
     WHERE item.tenant_id = :tenant AND item.id = :id
         AND later.tenant_id = :tenant AND later.conversation_id = item.conversation_id
-        AND later.position > item.position
+        AND later.position > item.position {condition}
     ORDER BY later.position LIMIT 1"""
 _IS_FOLLOWED = _statement(f"""
-SELECT EXISTS (SELECT FROM ({_NEXT}) AS next WHERE parent_id IS NULL) OR EXISTS (
-    SELECT FROM messages WHERE tenant_id = :tenant AND parent_id = :id AND id <> :id)""")
+SELECT EXISTS (SELECT FROM ({_NEXT.format(condition="")}) AS next WHERE parent_id IS NULL)
+    OR EXISTS (
+        SELECT FROM messages WHERE tenant_id = :tenant AND parent_id = :id AND id <> :id)""")
 
-# Its own links go to the message that follows it by position, those to it to the one before it.
-_UNLINK = _statement(f"""
-WITH next AS ({_NEXT}),
+
+def _unlinking(condition: str) -> TextualSelect:
+    """What follows a message by position or by a link, follows the one before it by a link."""
+    return _statement(f"""
+WITH next AS ({_NEXT.format(condition=condition)}),
 follower AS (
-    UPDATE messages AS item
-    SET parent_id = CASE gone.parent_id WHEN gone.id THEN item.id ELSE gone.parent_id END
+    UPDATE messages AS item SET parent_id = coalesce(:before, item.id)
     FROM messages AS gone, next
     WHERE gone.tenant_id = :tenant AND gone.id = :id AND gone.parent_id IS NOT NULL
         AND item.tenant_id = :tenant AND item.id = next.id AND next.parent_id IS NULL
@@ -65,7 +68,12 @@ UPDATE conversations
 SET head_id = CASE head_id WHEN :id THEN :before ELSE head_id END,
     forked_at_id = CASE forked_at_id WHEN :id THEN :before ELSE forked_at_id END
 WHERE tenant_id = :tenant AND (head_id = :id OR forked_at_id = :id)
-RETURNING id""")
+RETURNING id""").columns(id=Uuid())
+
+
+_UNLINK = _unlinking("")
+# All that is deactivated goes with it.
+_UNLINK_DEACTIVATED = _unlinking("AND (later.is_active OR later.parent_id IS NOT NULL)")
 
 PURGE = _statement("""
 WITH place AS (
@@ -129,18 +137,18 @@ def unlink(db: Session, message: UUID) -> list[UUID]:
     Returns:
         The conversations that ended or began with it.
     """
-    parameters = {
-        "tenant": tenant_of(db),
-        "id": message,
-        "before": before(db, message),
-    }
-    return list(db.scalars(_UNLINK.columns(id=Uuid()), parameters))
+    parameters = {"tenant": tenant_of(db), "id": message, "before": before(db, message)}
+    return list(db.scalars(_UNLINK, parameters))
 
 
-def linked(db: Session, conversation: UUID) -> list[UUID]:
-    """Return the deactivated messages that others refer to, or that refer to others."""
-    parameters = {"tenant": tenant_of(db), "conversation": conversation}
-    return list(db.scalars(_LINKED.columns(id=Uuid()), parameters))
+def unlink_deactivated(db: Session, conversation: UUID) -> None:
+    """Let what refers to deactivated messages of a locked conversation refer to active ones."""
+    tenant = tenant_of(db)
+    found = db.scalars(_LINKED.columns(id=Uuid()), {"tenant": tenant, "conversation": conversation})
+    for message in found.all():
+        active = next(iter(read_path(db, message, {"limit": 1})), None)
+        parameters = {"id": message, "before": active.id if active else None}
+        db.execute(_UNLINK_DEACTIVATED, {"tenant": tenant, **parameters})
 
 
 @contextmanager

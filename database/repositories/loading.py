@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from sqlalchemy import Enum, inspect, select
 from sqlalchemy.orm.attributes import instance_state
 
+from database.driver import driver_of
 from database.models.base import TenantModel
 from database.units import one_read
 
@@ -87,9 +88,16 @@ def read(
     return loaded(db, shape, shape.names, rows, {"tenant_id": parameters["tenant"], **known})
 
 
-def fetch(db: Session, statement: Any, parameters: Mapping[str, Any]) -> Sequence[Any]:
-    """Run a statement that reads; return its rows as the driver gives them."""
+def fetch(
+    db: Session, statement: Any, parameters: Mapping[str, Any], *, in_binary: bool = False
+) -> Sequence[Any]:
+    """Run a statement that reads; return its rows as the driver gives them.
+
+    In binary, large columns of bytes take half the time.
+    """
     with one_read(db) as connection:
+        if in_binary:
+            driver_of(connection).answer_in_binary()
         result = connection.execute(statement, parameters)
         assert result.cursor is not None
         rows = result.cursor.fetchall()

@@ -22,8 +22,9 @@ from database.repositories.branching import (
     newest_shown,
     pop,
 )
+from database.repositories.forking import clear_conversation
 from database.repositories.histories import OF_CONVERSATION, read_path
-from database.repositories.links import PURGE, before, linked, unlink
+from database.repositories.links import PURGE, before, unlink, unlink_deactivated
 from database.repositories.message_reads import MessageReads
 from database.session import tenant_of
 from database.types import utcnow
@@ -229,19 +230,43 @@ class MessageRepository(MessageReads):
             return cls._branch(db, old, question.id, conversation_id, given)
 
     @classmethod
-    def pop_last(cls, db: Session, conversation_id: UUID | str) -> Message | None:
-        """Take the newest message off the history and return it, or None.
+    def pop_last(
+        cls, db: Session, conversation_id: UUID | str, *, before: int | None = None
+    ) -> Message | None:
+        """Take the newest message off the history; no two calls return the same one.
 
-        It is deleted, unless another branch or a fork shows it too. Locks the conversation: two
-        calls never return the same message.
+        It is deleted, unless another branch or a fork shows it too. Locks the conversation.
+
+        Args:
+            db: The session.
+            conversation_id: Whose.
+            before: Only a message at a position below this one; it is deleted in any case, but not
+                from the conversation that a fork shares it with.
+
+        Returns:
+            The message, no longer the session's; None if there is none.
         """
         conversation = cls._conversation(db, conversation_id)
         with transaction(db):
             found = lock(db, conversation)
-            newest = newest_shown(db, conversation)
-            if found is not None and newest is not None:
+            newest = next(iter(cls.history(db, conversation, limit=1, before=before)), None)
+            if found is None or newest is None:
+                return None
+            if before is None or newest is newest_shown(db, conversation):
                 pop(db, found, newest)
-            return newest
+            elif newest.conversation_id != conversation or not cls.delete(db, newest.id):
+                return None
+        db.expunge(newest)
+        return newest
+
+    @classmethod
+    def clear(cls, db: Session, conversation_id: UUID | str) -> int:
+        """Delete all messages of a conversation for good, hidden ones too; return how many.
+
+        What forks show stays, and becomes theirs. The conversation stays, with its metadata;
+        positions are not given again.
+        """
+        return clear_conversation(db, cls._conversation(db, conversation_id))
 
     @classmethod
     def deactivate(
@@ -274,8 +299,7 @@ class MessageRepository(MessageReads):
             return int(purged)
         with transaction(db):
             lock(db, conversation)
-            for message in linked(db, conversation):
-                unlink(db, message)
+            unlink_deactivated(db, conversation)
             _, purged = db.execute(PURGE, {**parameters, "linked": True}).one()
             return int(purged)
 

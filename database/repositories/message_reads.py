@@ -17,7 +17,11 @@ from database.repositories.conditions import json_paths
 from database.repositories.histories import (
     IS_LINEAR,
     OF_CONVERSATION,
+    Body,
+    last_ids,
     messages_of,
+    read_bodies,
+    read_bodies_to,
     read_history,
     read_path,
 )
@@ -30,11 +34,12 @@ from database.session import TenantSession, tenant_of
 from database.units import is_owned, translated
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Generator, Iterable, Mapping
     from datetime import datetime
 
     from sqlalchemy.orm import Session
 
+    from database.models.conversation import Conversation
     from database.models.message import Role
     from database.pagination import SearchPage
     from database.repositories.queries import Mode
@@ -112,6 +117,39 @@ class MessageReads(Repository[Message]):
         """Return the history's messages at positions `start` to `end`, both included, in order."""
         bounds = _bounds(start=start, end=end)
         return read_history(db, cls._conversation(db, conversation_id), bounds)
+
+    @classmethod
+    def bodies(
+        cls,
+        db: Session,
+        conversation_id: UUID | str,
+        *,
+        limit: int | None = None,
+        before: int | None = None,
+    ) -> builtins.list[Body]:
+        """Return of `history` only what a framework needs, in less than half the time."""
+        bounds = _bounds(limit=limit, before=before)
+        return read_bodies(db, cls._conversation(db, conversation_id), bounds)
+
+    @classmethod
+    def bodies_to(
+        cls, db: Session, message_id: UUID | str, *, limit: int | None = None
+    ) -> builtins.list[Body]:
+        """Return of `history_to` only what a framework needs."""
+        return read_bodies_to(db, cls._id(message_id, "message_id"), _bounds(limit=limit))
+
+    @classmethod
+    def last_ids(cls, db: Session, conversations: Iterable[Conversation]) -> dict[UUID, UUID]:
+        """Return the ids of the newest messages by conversation, for those that have any.
+
+        One query, and one for each conversation that has branched.
+        """
+        known = list(conversations)
+        found = last_ids(db, [one.id for one in known if not one.is_branched])
+        for one in known:
+            if one.is_branched and (last := cls.get_last(db, one.id)) is not None:
+                found[one.id] = last.id
+        return found
 
     @classmethod
     def get_last(cls, db: Session, conversation_id: UUID | str) -> Message | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Uuid, any_, bindparam, delete, update
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from database.errors import AlreadyExistsError, InvalidReferenceError
 from database.models.identity import Identity
@@ -55,6 +55,15 @@ _TOUCH = (
     .where(User.tenant_id == bindparam("tenant"), User.id == bindparam("key"))
     .values(last_active_at=bindparam("now"), updated_at=bindparam("now"))
     .returning(User.id)
+    .execution_options(synchronize_session=False, names_tenant=True)
+)
+_DELETE_NON_ADMINS = (
+    delete(User)
+    .where(
+        User.tenant_id == bindparam("tenant"),
+        User.id == any_(bindparam("ids", type_=ARRAY(Uuid()))),
+        User.is_admin.is_(False),
+    )
     .execution_options(synchronize_session=False, names_tenant=True)
 )
 
@@ -205,6 +214,16 @@ class UserRepository(Repository[User]):
         with one_write(db):
             parameters = {**cls._key(db, user_id), "now": utcnow()}
             return db.scalar(_TOUCH, parameters) is not None
+
+    @classmethod
+    def delete_non_admins(cls, db: Session, ids: Iterable[UUID | str]) -> int:
+        """Delete those of the given users who are no administrators; return how many.
+
+        One statement: who has become an administrator since is kept.
+        """
+        parameters = {"tenant": tenant_of(db), "ids": [cls._id(id_) for id_ in ids]}
+        with one_write(db) as connection:
+            return connection.execute(_DELETE_NON_ADMINS, parameters).rowcount
 
     @classmethod
     def erase(cls, db: Session, user_id: UUID | str, *, dry_run: bool = False) -> dict[str, int]:

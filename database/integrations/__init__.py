@@ -1,0 +1,1 @@
+"""Adapters to agent frameworks; each module is imported only by its user."""

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from importing import reason  # the file beside this one
@@ -61,7 +62,7 @@ class Chat:
     def chains(self) -> Iterator[tuple[int, list[Fields]]]:
         """Yield messages that follow one another, and the number of the one before them."""
         starts = [n for n, before in enumerate(self.follows) if n == 0 or before != n - 1]
-        for start, end in zip(starts, [*starts[1:], len(self.messages)], strict=True):
+        for start, end in pairwise([*starts, len(self.messages)]):
             yield self.follows[start], self.messages[start:end]
 
     @cached_property

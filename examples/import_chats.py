@@ -53,6 +53,7 @@ from database import (
     Conversation,
     ConversationRepository,
     DatabaseError,
+    InvalidValueError,
     MessageRepository,
     UserRepository,
     init_db,
@@ -157,9 +158,13 @@ class Job:
             return
         try:
             chat = chat_of(json.loads(item.decode()))
-            found = None if self.dry_run else unit(partial(write, chat, self.user_id), self.tenant)
         except (ValueError, RecursionError) as error:
             self.tell(path, place, reason(error))
+            return
+        try:
+            found = None if self.dry_run else unit(partial(write, chat, self.user_id), self.tenant)
+        except InvalidValueError as error:
+            self.tell(path, place, error)
             return
         if found and found.metadata_.get("digest") != chat.digest:
             self.tell(path, place, "is there with other content")

@@ -18,10 +18,20 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from importing import reason  # the file beside this one
-from pydantic import AwareDatetime, BaseModel, ConfigDict, FailFast, Field, Strict, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    Strict,
+    model_validator,
+)
 
 Fields = dict[str, Any]
 
+MAX_ID = 200
 MAX_TITLE = 500
 SHORT_TITLE = 80
 BEFORE_ALL = -1
@@ -37,7 +47,7 @@ class Chat:
         metadata: What else is known of it.
         created_at: When it began, if that is known.
         updated_at: When it was last changed, likewise.
-        messages: Of all branches; the branches that begin with a message stand one after another.
+        messages: Of all branches, in the order in which they are written.
         follows: Of each message, the number of the one before it.
         head: The number of the one that the history ends with.
     """
@@ -138,12 +148,22 @@ def text_of(part: Any) -> str:
 
 # --- What must be in an item ---
 
-Id = Annotated[str, Field(pattern=r"^\P{C}{1,200}$")] | int  # printable
+
+def as_text(value: Any) -> Any:
+    """Return a whole number as text, and anything else as it is."""
+    return str(value) if type(value) is int else value
+
+
+Printable = Field(pattern=rf"^\P{{C}}{{1,{MAX_ID}}}$")
+Id = Annotated[str, BeforeValidator(as_text), Printable]
 When = Annotated[AwareDatetime, Strict(strict=False)]  # seconds since 1970, or ISO 8601
 
 
 class Input(BaseModel):
-    """A part of an item. No number passes for a text; lists fail fast: one fault is told."""
+    """A part of an item: no number passes for a text, and what it does not name is kept.
+
+    Lists fail fast, for only the first fault is told, and a million of them need much memory.
+    """
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -162,9 +182,8 @@ class Item(Input):
 
     def chat(self, source: str, item: Fields, **fields: Any) -> Chat:
         """Return a chat without messages."""
-        id_ = self.conversation_id if self.conversation_id is not None else self.id
         # Of the whole item: two that differ in anything are two conversations.
-        name = id_ if id_ is not None else digest_of(item)
+        name = self.conversation_id or self.id or digest_of(item)
         metadata = {"source": source, **({"item": self.rest} if self.rest else {})}
         return Chat(f"{source}:{name}", self.title, metadata, **fields)
 
@@ -231,15 +250,15 @@ def read_chatgpt(item: Fields) -> Chat:
     tree = Tree.model_validate(item)
     nodes = {}
     for id_, node in tree.mapping.items():
-        if not id_.isprintable():
-            raise ValueError("mapping: ids must be printable")
-        with place(f"mapping.{id_[:200]}"):
+        if not id_.isprintable() or len(id_) > MAX_ID:
+            raise ValueError("mapping: ids must be printable, of at most 200 characters")
+        with place(f"mapping.{id_}"):
             nodes[id_] = Node.model_validate(node)
     chat = tree.chat("chatgpt", item, created_at=tree.create_time, updated_at=tree.update_time)
     numbers: dict[str | None, int] = {None: BEFORE_ALL}  # of the message that a node comes to
     for id_ in walk(nodes):
         numbers[id_] = before = numbers[nodes[id_].parent]
-        with place(f"mapping.{id_[:200]}"):
+        with place(f"mapping.{id_}"):
             fields = fields_of(id_, nodes[id_].message, item["mapping"][id_])
         if fields is None:
             continue
@@ -260,7 +279,7 @@ def walk(nodes: Mapping[str, Node]) -> Iterator[str]:
     after: dict[str | None, list[str]] = defaultdict(list)
     for id_, node in nodes.items():
         if node.parent is not None and node.parent not in nodes:
-            raise ValueError(f"mapping.{id_[:200]}: parent: must be in mapping")
+            raise ValueError(f"mapping.{id_}: parent: must be in mapping")
         after[node.parent].append(id_)
     for parent, children in after.items():
         if parent is not None and len(children) > 1:
@@ -283,14 +302,15 @@ def fields_of(id_: str, message: NodeMessage | None, node: Fields) -> Fields | N
         return None
     metadata = message.metadata or {}
     model = metadata.get("model_slug")
-    role = message.author.role
+    given_role = message.author.role
+    role = "system" if given_role == "developer" or kind in EDITABLE else given_role
     extra = {"id": id_, **message.rest, "metadata": metadata, "author": message.author.rest}
     if kind != "text" or content.parts != [text] or content.rest:
         extra["content"] = node["message"]["content"]
-    if role == "developer":
-        extra["role"] = role
+    if role != given_role:
+        extra["role"] = given_role
     return {
-        "role": "system" if role == "developer" or kind in EDITABLE else role,
+        "role": role,
         "content": text,
         "thinking": thinking,
         "model": model if role == "assistant" and isinstance(model, str) else None,
@@ -325,14 +345,16 @@ class ChatMessage(Input):
     """A message as the chat completions API takes and gives it."""
 
     role: Literal["user", "assistant", "system", "tool", "developer", "function"]
-    content: str | list[Any] | None = None
+    content: Any = None
     reasoning_content: str | None = None
     tool_call_id: str | None = None
 
     @model_validator(mode="after")
     def _has_content(self) -> ChatMessage:
-        if self.content is None and self.role != "assistant":
-            raise ValueError("must have content")
+        # An answer may be calls of tools alone.
+        may_lack = self.content is None and self.role == "assistant"
+        if not may_lack and not isinstance(self.content, str | list):
+            raise ValueError("must have content, a text or a list of parts")
         return self
 
 

@@ -98,7 +98,7 @@ def as_lines(items: Sequence[Json]) -> str:
 def node(id_: str, parent: str | None, role: str = "user", *parts: Json, **fields: Json) -> Json:
     """A node of a tree; without parts it says its own id."""
     content = {"content_type": "text", "parts": list(parts) or [id_]}
-    message = {"id": id_, "author": {"role": role, "name": None, "metadata": {}}}
+    message: Json = {"id": id_, "author": {"role": role, "name": None, "metadata": {}}}
     message |= {"create_time": None, "content": content, "weight": 1.0, "metadata": {}}
     return {"id": id_, "parent": parent, "children": [], "message": {**message, **fields}}
 
@@ -110,7 +110,7 @@ def tree(id_: str, nodes: Sequence[Json], current: str | None = None, **fields: 
         if item["parent"] in mapping:
             parent = mapping[item["parent"]]
             parent["children"] = [*parent["children"], item["id"]]
-    named = {"title": f"About {id_}", "conversation_id": id_}
+    named: Json = {"title": f"About {id_}", "conversation_id": id_}
     times = {"create_time": 1.7e9, "update_time": 1.7e9 + 60}
     current = current or (nodes[-1]["id"] if nodes else None)
     return {**named, **times, "mapping": mapping, "current_node": current, **fields}
@@ -699,9 +699,10 @@ ITEMS: list[tuple[Json, str]] = [
     ([], "must be a JSON object"),
     ({}, "must have mapping (ChatGPT), messages (OpenAI) or conversations (ShareGPT)"),
     ({"mapping": []}, "mapping: Input should be a valid dictionary"),
-    (chatgpt("c") | {"conversation_id": ""}, "conversation_id"),
-    (chatgpt("c\n"), "conversation_id"),
-    (chatgpt("c" * 201), "conversation_id"),
+    (chatgpt("c") | {"conversation_id": ""}, "conversation_id: String should match"),
+    (chatgpt("c\n"), "conversation_id: String should match"),
+    (chatgpt("c" * 201), "conversation_id: String should match"),
+    (openai("c") | {"id": True}, "id: Input should be a valid string"),
     (chatgpt("c") | {"title": 5}, "title: Input should be a valid string"),
     (chatgpt("c") | {"create_time": "soon"}, "create_time: "),
     (chatgpt("c") | {"create_time": 1e300}, "create_time: "),
@@ -709,6 +710,7 @@ ITEMS: list[tuple[Json, str]] = [
     (tree("c", [node("a", "gone")]), "mapping.a: parent: must be in mapping"),
     (CIRCLE, "mapping: nodes follow one another in a circle"),
     (tree("c", [node("a\x1b[2J", None)]), "mapping: ids must be printable"),
+    (tree("c", [node("a" * 201, None)]), "mapping: ids must be printable, of at most 200"),
     ({"mapping": {"a": 5}}, "mapping.a: Input should be a valid dictionary"),
     (changed(author={"role": "critic"}), "mapping.q1: message.author.role: Input should be 'user'"),
     (changed(author=None), "mapping.q1: message.author: Input should be a valid dictionary"),
@@ -721,7 +723,7 @@ ITEMS: list[tuple[Json, str]] = [
     (changed(long=2**70), "extra_data: must be JSON"),
     ({"messages": {}}, "messages: Input should be a valid list"),
     ({"messages": [5]}, "messages.0: Input should be a valid dictionary"),
-    (said(content=5), "messages.1.content"),
+    (said(content=5), "messages.1: Value error, must have content, a text or a list of parts"),
     (said(), "messages.1: Value error, must have content"),
     (said(content="a", role="bot"), "messages.1.role: Input should be 'user'"),
     (said(content=[5]), "messages.1: parts of a message must be texts or objects"),

@@ -12,11 +12,11 @@ where the data goes; without it, into the embedded server.
     conversations    ShareGPT, thread_id "sharegpt:<id>"
 
 - An item without an id is named by the digest of its content: the same item twice is one.
-- Messages get ids of their own: ChatGPT repeats ids where one chat goes on from another, and two
-  users may import one chat. The source's are in extra_data, with all that has no column.
+- Messages get ids of their own, for ChatGPT repeats ids where one chat goes on from another. The
+  source's are in extra_data, with all that has no column.
 - ChatGPT's messages without content (most are hidden system messages) are left out. What it tells
   the model of the user is a system message; thoughts are a message's thinking.
-- With --email or --user the conversations are that user's. --email makes a user there is not.
+- With --email or --user the conversations are that user's. --email makes the user if need be.
 - A conversation is one transaction: whenever the job dies, it is there with all of its messages or
   not at all, and the next run goes on. Several jobs may import the same at once.
 - What is malformed is told on stderr, a line each with file, item and reason; the rest is
@@ -96,15 +96,14 @@ def write(chat: Chat, user_id: UUID | None, db: Session) -> Conversation | None:
     """Write a chat, unless its conversation is there: then return that."""
     if found := ConversationRepository.get_by_thread_id(db, chat.thread_id):
         return found
-    times = {"created_at": chat.created_at, "updated_at": chat.updated_at}
-    times = {name: time for name, time in times.items() if time is not None}
+    known = {} if chat.created_at is None else {"created_at": chat.created_at}
     conversation = ConversationRepository.create(
         db,
         chat.thread_id,
         title=chat.title,
         user_id=user_id,
         metadata={**chat.metadata, "digest": chat.digest},
-        **times,
+        **known,
     ).id
     ids: list[UUID] = []
     for before, messages in chat.chains():

@@ -32,28 +32,24 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from uuid import UUID, uuid4
 
 import orjson
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError
-from rich.box import SIMPLE
+from importing import elements, reason, report, tenant, unit  # the file beside this one
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
 from database import (
     AlreadyExistsError,
@@ -69,10 +65,11 @@ from database import (
     StateRepository,
     Stored,
     UserRepository,
-    bind_tenant,
     init_db,
-    run_in_transaction,
 )
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 T = TypeVar("T")
 Fields = dict[str, Any]
@@ -80,66 +77,11 @@ Fields = dict[str, Any]
 SCHEMA = "schema.json"
 IDENTITY = ("sgd", "import")  # of the user who has the contexts
 TABLES = ("modules", "conversations", "messages", "conversation_states", "contexts")
-CHUNK_BYTES = 2**16
 MAX_ELEMENT_BYTES = 2**20
 MAX_BATCH = 1000
 MAX_BATCH_BYTES = 2**19
 
-# --- Reading: the elements of a file, and what must be in them ---
-
-# All up to the next bracket that stands in no string, or as far as the strings are complete.
-BRACKET = re.compile(rb'(?:[^]["{}]++|"(?:[^"\\]++|\\.)*+")*+([][{}])?', re.DOTALL)
-
-
-def elements(path: Path, advance: Callable[[int], None]) -> Iterator[bytes | None]:
-    """Yield the elements of a JSON list of any length as they stand there; None if too large.
-
-    What stands between two of them, and should not, is yielded as well: whatever is wrong with one
-    element, the next one comes.
-
-    Args:
-        path: The file.
-        advance: Gets the number of bytes read.
-
-    Raises:
-        ValueError: The file is no list, or breaks off.
-    """
-    with path.open("rb") as file:
-        chunk = file.read(CHUNK_BYTES)
-        advance(len(chunk))
-        data = chunk.lstrip()
-        if not data.startswith(b"["):
-            raise ValueError("must be a JSON list")
-        start = end = 1  # of the element, and of what has been looked at
-        depth = 0
-        separator = b""
-        too_large = False
-        while True:
-            while (match := BRACKET.match(data, end)) and (bracket := match[1]):
-                if depth == 0:
-                    start = match.start(1)
-                    between = data[end:start].strip()
-                    if between != (separator if bracket in b"[{" else b""):
-                        yield between.strip(b", \t\r\n")
-                    if bracket in b"]}":
-                        if bracket == b"}" or (data[start + 1 :] + file.read(CHUNK_BYTES)).strip():
-                            raise ValueError("must be one JSON list")
-                        return
-                    separator = b","
-                end = match.end()
-                depth += 1 if bracket in b"[{" else -1
-                if depth == 0:
-                    yield None if too_large else data[start:end]
-                    too_large = False
-            end = match.end() if match and depth > 0 else end
-            too_large |= depth > 0 and len(data) - start > MAX_ELEMENT_BYTES
-            done = end if depth == 0 or too_large else start
-            data, start, end = data[done:], 0, end - done
-            chunk = file.read(CHUNK_BYTES)
-            if not chunk or len(data) - end > MAX_ELEMENT_BYTES:
-                raise ValueError("breaks off" if not chunk else "a text is too large")
-            advance(len(chunk))
-            data += chunk
+# --- Reading: what must be in an element of a file ---
 
 
 def storable(value: T) -> T:
@@ -286,7 +228,7 @@ def module(service: Service) -> Fields:
     }
 
 
-# --- Writing: each `write_...` is one transaction, run by `Job.unit` ---
+# --- Writing: each `write_...` is one transaction, run by `unit` ---
 
 
 def write_modules(modules: Sequence[Fields], db: Session) -> tuple[dict[str, UUID], int]:
@@ -386,8 +328,10 @@ class Job:
             for path in sorted(files, key=lambda path: path.name != SCHEMA):
                 number = -1
                 try:
-                    for number, element in enumerate(elements(path, advance)):
-                        self.take(path, number, element)
+                    with path.open("rb") as file:
+                        found = elements(file, advance, MAX_ELEMENT_BYTES)
+                        for number, element in enumerate(found):
+                            self.take(path, number, element)
                 except (ValueError, OSError) as error:
                     where = f"after element {number}" if number >= 0 else "at its start"
                     self.tell(path, where, error)
@@ -440,7 +384,7 @@ class Job:
         if modules:
             ids, made = {fields["name"]: uuid4() for fields in modules}, len(modules)
             if not self.dry_run:
-                ids, made = self.unit(partial(write_modules, modules))
+                ids, made = unit(partial(write_modules, modules), self.tenant)
             self.ids |= ids
             self.written["modules"] += made
             self.there["modules"] += len(modules) - made
@@ -453,7 +397,7 @@ class Job:
         stored = Stored(sum(len(dialogue.contexts) for dialogue in dialogues), 0)
         try:
             if not self.dry_run:
-                there, stored = self.unit(partial(write_dialogues, dialogues, self.ids))
+                there, stored = unit(partial(write_dialogues, dialogues, self.ids), self.tenant)
         except (AlreadyExistsError, InvalidValueError, NotFoundError) as error:
             if len(dialogues) == 1:
                 self.tell(dialogues[0].file, f"dialogue {dialogues[0].id}", error)
@@ -473,45 +417,10 @@ class Job:
             count["messages"] += len(dialogue.messages)
             count["conversation_states"] += len(dialogue.states)
 
-    def unit(self, work: Callable[[Session], T]) -> T:
-        """Run a transaction; once more when another job has just written the same rows."""
-        again = retry_if_exception_type(AlreadyExistsError)
-        retrying = Retrying(retry=again, stop=stop_after_attempt(5), reraise=True)
-        result: T = retrying(run_in_transaction, work, attempts=8, tenant_id=self.tenant)
-        return result
-
     def tell(self, *parts: object) -> None:
         """Tell what is wrong, and where."""
         self.problems += 1
         self.progress.console.out(": ".join(map(str, parts)), highlight=False)
-
-    def report(self, seconds: float) -> None:
-        """Say on stdout what was done."""
-        table = Table("table", box=SIMPLE)
-        table.add_column("sound" if self.dry_run else "inserted", justify="right")
-        table.add_column("already there", justify="right")
-        for name in TABLES:
-            there = "not asked" if self.dry_run else f"{self.there[name]:,}"
-            table.add_row(name, f"{self.written[name]:,}", there)
-        rows = self.written.total() + self.there.total()
-        speed = f"{rows:,} rows in {seconds:.1f} s: {rows / seconds:,.0f} rows/s"
-        Console().print(table, f"{speed}; {self.problems:,} errors", highlight=False)
-
-
-def reason(error: Exception) -> str:
-    """Return in short what is wrong, without what stands there."""
-    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError | RecursionError):
-        return f"not JSON: {error.args[0]}"
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors(include_url=False, include_input=False)[0]
-    return ": ".join([*filter(None, [".".join(map(str, first["loc"]))]), first["msg"]])
-
-
-def tenant(text: str) -> str:
-    """Return a tenant's name; a wrong one is a ValueError."""
-    bind_tenant(Session(), text)
-    return text
 
 
 def files_of(path: Path) -> list[Path]:
@@ -548,7 +457,8 @@ def main() -> int:
         job.tell("stopped", error)
     except KeyboardInterrupt:
         job.tell("stopped by the user")
-    job.report(time.monotonic() - started)
+    there = None if options.dry_run else job.there
+    report(TABLES, job.written, there, job.problems, time.monotonic() - started)
     return 1 if job.problems else 0
 
 

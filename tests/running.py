@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
+
+from tests.conftest import admin
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,3 +36,48 @@ def run_example(
 def in_order(output: str, parts: tuple[str, ...]) -> bool:
     places = [output.find(part) for part in parts]
     return -1 not in places and places == sorted(places)
+
+
+def environment(url: str, **more: str) -> dict[str, str]:
+    """The variables of an example that uses a database, and nothing else of ours."""
+    given = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("DATABASE_") and name not in ("FORCE_COLOR", "TTY_COMPATIBLE")
+    }
+    known = {"DATABASE_URL": url, "DATABASE_CONNECT_RETRIES": "0", "PYTHONPATH": str(ROOT)}
+    return given | known | {"COLUMNS": "100"} | more
+
+
+def end_of(url: str, application: str) -> None:
+    """Wait until the server knows that a client is gone: its last COMMIT may be on its way."""
+    query = "SELECT 1 FROM pg_stat_activity WHERE application_name = %s"
+    with admin(url) as connection:
+        while connection.execute(query, [application]).fetchone():
+            time.sleep(0.01)
+
+
+PEAK = """
+import resource, subprocess, sys
+status = subprocess.call(sys.argv[1:], stdout=sys.stderr)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
+sys.exit(status)
+"""
+
+
+def most_megabytes(command: Sequence[str], folder: Path, url: str, status: int = 0) -> int:
+    """Run a job; return the most memory it had.
+
+    By way of a small process: a child's figure starts with what its parent has.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, *command],
+        cwd=folder,
+        env=environment(url),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    return int(done.stdout)

@@ -39,9 +39,10 @@ from database import (
     UserRepository,
     transaction,
 )
-from examples import import_dialogues
+from examples import import_dialogues, importing
 from tests.conftest import admin
 from tests.counting import counted_statements
+from tests.running import end_of, environment, most_megabytes
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "import_dialogues.py"
@@ -66,16 +67,6 @@ def sgd() -> Path:
     if not folder:
         pytest.skip("SGD_DATA is not set: the folder with the dialogues and schema.json")
     return Path(folder)
-
-
-def environment(url: str, **more: str) -> dict[str, str]:
-    given = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("DATABASE_") and name not in ("FORCE_COLOR", "TTY_COMPATIBLE")
-    }
-    known = {"DATABASE_URL": url, "DATABASE_CONNECT_RETRIES": "0", "PYTHONPATH": str(ROOT)}
-    return given | known | {"COLUMNS": "100"} | more
 
 
 def command(*arguments: object) -> list[str]:
@@ -394,14 +385,6 @@ def many(tmp_path: Path) -> tuple[Path, list[Json]]:
         write(folder / f"dialogues_{part}.json", dialogues[part * 100 : part * 100 + 100])
     write(folder / "schema.json", [service("Banks_2"), service("Weather_1"), service("Homes_1")])
     return folder, dialogues
-
-
-def end_of(url: str, application: str) -> None:
-    """Wait until the server knows that a client is gone: its last COMMIT may be on its way."""
-    query = "SELECT 1 FROM pg_stat_activity WHERE application_name = %s"
-    with admin(url) as connection:
-        while connection.execute(query, [application]).fetchone():
-            time.sleep(0.01)
 
 
 def test_killed_anywhere_it_loses_and_doubles_nothing(
@@ -904,7 +887,7 @@ NASTY = st.text(st.sampled_from('[]{}",\\:\n é'))
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    return lambda size: monkeypatch.setattr(import_dialogues, "CHUNK_BYTES", size)
+    return lambda size: monkeypatch.setattr(importing, "CHUNK_BYTES", size)
 
 
 def read(path: Path) -> tuple[list[Json], str]:
@@ -912,9 +895,10 @@ def read(path: Path) -> tuple[list[Json], str]:
     found: list[Json] = []
     sizes: list[int] = []
     try:
-        for element in import_dialogues.elements(path, sizes.append):
-            assert element is not None
-            found.append(json.loads(element))
+        with path.open("rb") as file:
+            for element in importing.elements(file, sizes.append, MEGABYTE):
+                assert element is not None
+                found.append(json.loads(element))
     except ValueError as error:
         return found, str(error)
     assert sum(sizes) == path.stat().st_size
@@ -988,30 +972,8 @@ def test_statements_grow_with_dialogues_not_with_rows(tenant: str, tmp_path: Pat
     ]
 
 
-PEAK = """
-import resource, subprocess, sys
-status = subprocess.call(sys.argv[1:], stdout=sys.stderr)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)
-sys.exit(status)
-"""
-
-
 def peak_megabytes(url: str, folder: Path, *arguments: object, status: int = 0) -> int:
-    """Run the job; return the most memory it had.
-
-    By way of a small process: a child's figure starts with what its parent has.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK, *command(*arguments)],
-        cwd=folder,
-        env=environment(url),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == status, done.stderr
-    return int(done.stdout)
+    return most_megabytes(command(*arguments), folder, url, status)
 
 
 def long_file(path: Path, megabytes: int) -> int:

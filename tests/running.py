@@ -1,8 +1,9 @@
-"""The examples, run as a user runs them: each as a process of its own."""
+"""What users run, as they run it: examples, each as a process of its own, and scripts of SQL."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -31,6 +32,14 @@ def run_example(
         timeout=60,
         check=False,
     )
+
+
+def execute(url: str, script: str) -> None:
+    with admin(url) as connection:
+        # As psql sends them: outside a transaction each statement alone.
+        for part in re.split(r"(?ms)^(BEGIN;.*?^COMMIT;)$", script):
+            for statement in [part] if part.startswith("BEGIN;") else part.split(";\n"):
+                connection.execute(statement.encode())
 
 
 def in_order(output: str, parts: tuple[str, ...]) -> bool:

@@ -218,7 +218,7 @@ def stored(db: TenantSession, model: type[TenantModel]) -> dict[UUID, Any]:
     """All fields of a table's rows that an import sets."""
     db.expire_all()
     ours = {"tenant_id", "conversation_id", "thread_id", "message_count", "last_position"}
-    ours |= {"version", "last_message", "is_active"}
+    ours |= {"version", "last_message", "is_active", "is_branched", "is_shared"}
     return {
         row.id: {
             name: value

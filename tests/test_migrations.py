@@ -48,6 +48,7 @@ from database.schema import (
 from database.settings import Settings
 from database.types import Vector
 from tests.conftest import admin, database_of
+from tests.running import execute
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "alembic/versions").glob("*.py"))
@@ -172,14 +173,6 @@ def rendered(configuration: Settings, revision: str = "head") -> str:
     run = command.downgrade if ":base" in revision else command.upgrade
     run(alembic_config(configuration, output), revision, sql=True)
     return output.getvalue()
-
-
-def execute(url: str, script: str) -> None:
-    with admin(url) as connection:
-        # As psql sends them: outside a transaction each statement alone.
-        for part in re.split(r"(?ms)^(BEGIN;.*?^COMMIT;)$", script):
-            for statement in [part] if part.startswith("BEGIN;") else part.split(";\n"):
-                connection.execute(statement.encode())
 
 
 # --- roles, which belong to the whole server ------------------------------------------------------

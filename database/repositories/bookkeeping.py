@@ -5,18 +5,19 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, bindparam, func, select, update
+from sqlalchemy import bindparam, func, select, update
 
 from database.models.conversation import Conversation
 from database.models.message import Message
 from database.repositories.loading import read, shape_of
-from database.repositories.paths import HEAD, in_range, path_to
+from database.repositories.paths import HEAD, along, path_to
 from database.session import tenant_of
 from database.types import utcnow
 
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from sqlalchemy import Select
     from sqlalchemy.orm import Session
     from sqlalchemy.sql.dml import ReturningUpdate
 
@@ -81,15 +82,15 @@ def recount(db: Session, conversation: UUID) -> None:
 
 @cache
 def _recounting(*, branched: bool) -> ReturningUpdate[bool]:
+    messages: Select[Any] = select(Message.content, Message.position).where(Message.is_active)
     if branched:
-        path = path_to(HEAD)
-        shown: Any = select(Message.content, Message.position).join(path, and_(*in_range(path)))
+        where, part = along(path_to(HEAD), messages)
+        shown: Any = select(part.c.content, part.c.position).select_from(where).subquery()
     else:
-        shown = select(Message.content, Message.position).where(
+        shown = messages.where(
             Message.tenant_id == bindparam("tenant"),
             Message.conversation_id == bindparam("conversation"),
-        )
-    shown = shown.where(Message.is_active).subquery()
+        ).subquery()
     newest = select(func.left(shown.c.content, PREVIEW)).order_by(shown.c.position.desc()).limit(1)
     return (
         update(Conversation)

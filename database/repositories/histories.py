@@ -10,14 +10,14 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Text, Uuid, and_, any_, bindparam, case, func, select, true
+from sqlalchemy import Text, Uuid, any_, bindparam, case, func, select, true
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import aliased
 
 from database.models.conversation import Conversation
 from database.models.message import Message, Role
 from database.repositories.loading import fetch, read, shape_of
-from database.repositories.paths import HEAD, in_range, path_to
+from database.repositories.paths import HEAD, along, path_to
 from database.session import tenant_of
 
 if TYPE_CHECKING:
@@ -187,13 +187,9 @@ def last_ids(db: Session, conversations: Sequence[UUID]) -> dict[UUID, UUID]:
 
 def messages_of(head: ColumnElement[Any]) -> Select[Message]:
     """Select the active messages that lead to a message, in order, as SQLAlchemy loads them."""
-    path = path_to(head)
-    return (
-        select(Message)
-        .join(path, and_(*in_range(path)))
-        .where(Message.is_active)
-        .order_by(Message.position)
-    )
+    where, part = along(path_to(head), select(Message).where(Message.is_active))
+    message = aliased(Message, part)
+    return select(message).select_from(where).order_by(message.position)
 
 
 @cache
@@ -230,23 +226,23 @@ def _to_head(names: frozenset[str]) -> Select[Any]:
 
 def _along(head: ColumnElement[Any], names: frozenset[str]) -> Select[Any]:
     path = path_to(head)
-    conditions = [*in_range(path), *_within(names, Message)]
+    messages = _ANY_MESSAGES.select.where(*_within(names, Message))
     if "turns" in names:
         asked = aliased(Message)
+        user = select(asked.position).where(asked.role == Role.USER, *_within(names, asked))
+        where, part = along(path, user, asked)
         turn = (
-            select(asked.position)
-            .join(path, and_(*in_range(path, asked)))
-            .where(asked.role == Role.USER, *_within(names, asked))
-            .order_by(asked.position.desc())
+            select(part.c.position)
+            .select_from(where)
+            .order_by(part.c.position.desc())
             .offset(bindparam("turns") - 1)
             .limit(1)
             .scalar_subquery()
         )
-        conditions.append(Message.position >= func.coalesce(turn, 0))
+        messages = messages.where(Message.position >= func.coalesce(turn, 0))
     # A limit within each range: else all of them would be read to keep a few.
-    part = _in_order(_ANY_MESSAGES.select.where(*conditions), names, Message.position).lateral()
-    statement = select(*part.c).select_from(path.join(part, true()))
-    return _in_order(statement, names, part.c.position)
+    where, part = along(path, _in_order(messages, names, Message.position))
+    return _in_order(select(*part.c).select_from(where), names, part.c.position)
 
 
 def _within(names: frozenset[str], message: Any) -> list[ColumnElement[bool]]:

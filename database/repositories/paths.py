@@ -17,10 +17,10 @@ from database.repositories.loading import fetch
 from database.session import tenant_of
 
 if TYPE_CHECKING:
-    from sqlalchemy import CTE, ColumnElement
+    from sqlalchemy import CTE, ColumnElement, FromClause, Select
     from sqlalchemy.orm import Session
 
-__all__ = ["HEAD", "Range", "in_range", "path_to", "ranges_to"]
+__all__ = ["HEAD", "Range", "along", "path_to", "ranges_to"]
 
 _TENANT: Any = bindparam("tenant")
 
@@ -103,13 +103,22 @@ def path_to(head: ColumnElement[Any]) -> CTE:
     return whole
 
 
-def in_range(path: CTE, message: Any = Message) -> tuple[ColumnElement[bool], ...]:
-    """Return the conditions for a message of a path's range."""
-    return (
-        message.tenant_id == _TENANT,
-        message.conversation_id == path.c.conversation_id,
-        message.position.between(path.c.start, path.c.end),
+def along(path: CTE, statement: Select[Any], message: Any = Message) -> tuple[FromClause, Any]:
+    """Return what to select from, and its columns, for a statement made of a path's messages.
+
+    Range by range, by their index: the offset keeps the planner from joining, for which it would
+    read whole tables as long as its statistics are behind.
+    """
+    part = (
+        statement.where(
+            message.tenant_id == _TENANT,
+            message.conversation_id == path.c.conversation_id,
+            message.position.between(path.c.start, path.c.end),
+        )
+        .offset(0)
+        .lateral()
     )
+    return path.join(part, true()), part
 
 
 _PATH = path_to(bindparam("head", type_=Uuid()))

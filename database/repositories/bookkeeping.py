@@ -17,7 +17,6 @@ from database.types import utcnow
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from sqlalchemy import Select
     from sqlalchemy.orm import Session
     from sqlalchemy.sql.dml import ReturningUpdate
 
@@ -82,7 +81,7 @@ def recount(db: Session, conversation: UUID) -> None:
 
 @cache
 def _recounting(*, branched: bool) -> ReturningUpdate[bool]:
-    messages: Select[Any] = select(Message.content, Message.position).where(Message.is_active)
+    messages = select(Message.content, Message.position).where(Message.is_active)
     if branched:
         where, part = along(path_to(HEAD), messages)
         shown: Any = select(part.c.content, part.c.position).select_from(where).subquery()

@@ -17,7 +17,7 @@ from database.repositories.loading import fetch
 from database.session import tenant_of
 
 if TYPE_CHECKING:
-    from sqlalchemy import CTE, ColumnElement, FromClause, Select
+    from sqlalchemy import CTE, ColumnElement, FromClause
     from sqlalchemy.orm import Session
 
 __all__ = ["HEAD", "Range", "along", "path_to", "ranges_to"]
@@ -103,7 +103,7 @@ def path_to(head: ColumnElement[Any]) -> CTE:
     return whole
 
 
-def along(path: CTE, statement: Select[Any], message: Any = Message) -> tuple[FromClause, Any]:
+def along(path: CTE, statement: Any, message: Any = Message) -> tuple[FromClause, Any]:
     """Return what to select from, and its columns, for a statement made of a path's messages.
 
     Range by range, by their index: the offset keeps the planner from joining, for which it would

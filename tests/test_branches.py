@@ -64,6 +64,7 @@ def test_edit(db: TenantSession) -> None:
     Messages.append(db, chat.id, role="assistant", content="D")
     assert said(db, chat) == "a b C D"
     assert [m.content for m in Messages.history_to(db, question.id)] == ["a", "b", "c"]
+    assert Messages.roles_to(db, question.id) == {Role.USER: 2, Role.ASSISTANT: 1}
     assert Messages.require(db, question.id).content == "c"
 
 
@@ -402,6 +403,7 @@ def test_what_is_unknown_or_foreign(db: TenantSession, other: TenantSession) -> 
     with pytest.raises(InvalidValueError, match=r"^at: "):
         Conversations.branch(db, chat.id, at=True)
     assert Messages.history_to(db, theirs.id) == []
+    assert Messages.roles_to(db, theirs.id) == {}
     assert Messages.pop_last(db, foreign.id) is None
     for name in ("head_id", "is_branched", "is_shared", "forked_at_id", "message_count"):
         with pytest.raises(InvalidValueError, match=f"^{name}: is set by the repository"):

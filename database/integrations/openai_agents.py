@@ -110,7 +110,7 @@ class DatabaseSession(AdvancedSession):
 
         def add(db: TenantSession) -> None:
             rows = [row_of(item) for item in items]
-            self._thread.write(db, lambda known: _write(db, known, rows))
+            self._thread.write(db, lambda known: MessageRepository.extend(db, known, rows))
 
         if items:
             await self._run(add)
@@ -237,10 +237,3 @@ class DatabaseSession(AdvancedSession):
             message.position,
             error,
         )
-
-
-def _write(db: TenantSession, conversation: UUID, rows: list[dict[str, Any]]) -> None:
-    if len(rows) == 1:
-        MessageRepository.append(db, conversation, **rows[0])
-    else:
-        MessageRepository.append_many(db, conversation, rows)

@@ -32,7 +32,8 @@ class AdvancedSession:
     """What the SDK's `AdvancedSQLiteSession` has, on a conversation of this library.
 
     The current branch is the conversation's, not the object's: all sessions that have it go on
-    there. The first one is "main".
+    there. The first one is "main". Calls that name a branch, make one or list them lock the
+    conversation, as an append does.
     """
 
     session_id: str
@@ -139,7 +140,7 @@ class AdvancedSession:
             NotFoundError: The application has deleted its newest message.
         """
         if not await self._with_branches(lambda branches: branches.switch(branch_id), ""):
-            raise _no_branch()
+            raise openai_branches.unknown_branch()
 
     async def list_branches(self) -> list[dict[str, Any]]:
         """Return name, counts of messages and turns, and time of the branches, the oldest first."""
@@ -160,7 +161,7 @@ class AdvancedSession:
         if not await self._with_branches(
             lambda branches: branches.delete(branch_id, force=force), ""
         ):
-            raise _no_branch()
+            raise openai_branches.unknown_branch()
 
     async def _run(self, work: Callable[[TenantSession], T]) -> T:
         return await in_worker_thread(work, tenant_id=self.tenant_id, sessions=self._sessions)
@@ -198,7 +199,3 @@ class AdvancedSession:
                 return [] if tip is None else MessageRepository.history_to(db, tip)
 
         return [*openai_turns.turns_of(await self._read(read, []))]
-
-
-def _no_branch() -> InvalidValueError:
-    return InvalidValueError("branch_id", "must be that of a branch of the session")

@@ -1,8 +1,8 @@
 """Named branches of a session of the OpenAI Agents SDK.
 
 Branches of a conversation have no names: its metadata keeps them, and with which message each ends
-that is not the current one. All calls are behind the conversation's lock, for two that make, leave
-or delete branches at once.
+that is not the current one. All calls hold the conversation's lock: what a name says and where the
+history ends is read and written together.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ __all__ = [
     "locked_branches",
     "pop",
     "tip_of",
+    "unknown_branch",
     "with_branches",
     "without_branches",
 ]
@@ -209,7 +210,7 @@ class Branches:
 
     def _check_known(self, name: str) -> None:
         if check_text("branch_id", name) not in self._named:
-            raise InvalidValueError("branch_id", "must be that of a branch of the session")
+            raise unknown_branch()
 
     def _check_new(self, name: str) -> None:
         if not check_text("branch_name", name).strip():
@@ -219,6 +220,11 @@ class Branches:
             raise InvalidValueError("branch_name", rule)
         if name in self._named:
             raise InvalidValueError("branch_name", "must not be that of another branch")
+
+
+def unknown_branch() -> InvalidValueError:
+    """Return the error for a branch that there is not."""
+    return InvalidValueError("branch_id", "must be that of a branch of the session")
 
 
 def locked_branches(db: TenantSession, conversation: UUID) -> Branches | None:

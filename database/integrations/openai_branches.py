@@ -125,7 +125,8 @@ class Branches:
         tip = self._named.pop(name).tip
         self._store()
         if tip is not None and MessageRepository.get(self._db, tip) is not None:
-            self._prune(tip)
+            ends = [end for end in map(self.tip, self._named) if end is not None]
+            ConversationRepository.prune(self._db, self._conversation.id, tip, keep=ends)
         return name
 
     def described(self) -> list[dict[str, Any]]:
@@ -183,18 +184,6 @@ class Branches:
         self.current = name
         self._store()
         self._conversation = ConversationRepository.branch(self._db, self._conversation.id, at=tip)
-
-    def _prune(self, tip: UUID) -> None:
-        """Delete the messages up to a tip that only lead there."""
-        here = self.tip(self.current)
-        ends = {here, *(self.tip(name) for name in self._named)}
-        conversation = self._conversation.id
-        ConversationRepository.branch(self._db, conversation, at=tip)
-        while (last := MessageRepository.get_last(self._db, conversation)) and last.id not in ends:
-            MessageRepository.pop_last(self._db, conversation)
-            if MessageRepository.get(self._db, last.id) is not None:
-                break
-        ConversationRepository.branch(self._db, conversation, at=here)
 
     def _store(self) -> None:
         kept = {

@@ -64,6 +64,7 @@ def test_edit(db: TenantSession) -> None:
     Messages.append(db, chat.id, role="assistant", content="D")
     assert said(db, chat) == "a b C D"
     assert [m.content for m in Messages.history_to(db, question.id)] == ["a", "b", "c"]
+    assert Messages.roles_to(db, question.id) == {Role.USER: 2, Role.ASSISTANT: 1}
     assert Messages.require(db, question.id).content == "c"
 
 
@@ -160,6 +161,51 @@ def test_branches_and_switch(db: TenantSession) -> None:
 
 
 # Forks
+
+
+def test_prune(db: TenantSession) -> None:
+    chat, (a, b, c, d) = talk(db, "a", "b", "c", "d")
+    assert Conversations.prune(db, chat.id, d) == 0
+    edited = Messages.edit(db, c.id, content="C")
+    end = Messages.append(db, chat.id, role="assistant", content="D")
+    assert Conversations.prune(db, chat.id, end) == Conversations.prune(db, chat.id, b) == 0
+    assert Conversations.prune(db, chat.id, d, keep=[d.id]) == 0
+    assert Conversations.prune(db, chat.id, d, keep=[c.id]) == 1
+    assert [m.content for m in Messages.history_to(db, c.id)] == ["a", "b", "c"]
+    assert Conversations.prune(db, chat.id, c.id) == 1
+    assert said(db, chat) == "a b C D"
+    Conversations.branch(db, chat.id, at=end)
+    again = Messages.edit(db, end.id, content="E")
+    Conversations.branch(db, chat.id, at=a)
+    assert Conversations.prune(db, chat.id, end, keep=[again.id]) == 1
+    assert [m.content for m in Messages.history_to(db, again.id)] == ["a", "b", "C", "E"]
+    Conversations.fork(db, chat.id, at=a)
+    assert Conversations.prune(db, chat.id, again) == 0
+    with pytest.raises(NotFoundError):
+        Conversations.prune(db, chat.id, end)
+    other, (one, two) = talk(db, "1", "2")
+    with pytest.raises(NotFoundError):
+        Conversations.prune(db, chat.id, one)
+    Messages.edit(db, one.id, content="I")
+    assert Conversations.prune(db, other.id, two) == 2
+    assert (said(db, other), counted(db, other)) == ("I", (1, "I"))
+    Messages.edit(db, edited.id, content="II", conversation_id=chat.id)
+
+
+def test_pruning_goes_on_where_the_branch_came_from(db: TenantSession) -> None:
+    chat, (a, _, _) = talk(db, "a", "b", "c")
+    Conversations.branch(db, chat.id, at=a)
+    first, _ = (Messages.append(db, chat.id, role="user", content=text) for text in "xy")
+    Conversations.branch(db, chat.id, at=first)
+    end = Messages.append(db, chat.id, role="user", content="z")
+    Conversations.switch(db, chat.id, 1)
+    Conversations.branch(db, chat.id, at=a)
+    assert [b.head.content for b in Conversations.branches(db, chat.id)] == ["z", "y", "c"]
+    assert Conversations.prune(db, chat.id, end) == 1
+    y = Conversations.branches(db, chat.id)[0].head
+    assert Conversations.prune(db, chat.id, y) == 2
+    assert [b.head.content for b in Conversations.branches(db, chat.id)] == ["c"]
+    assert said(db, chat) == "a"
 
 
 def test_fork(db: TenantSession) -> None:
@@ -413,6 +459,7 @@ def test_what_is_unknown_or_foreign(db: TenantSession, other: TenantSession) -> 
     with pytest.raises(InvalidValueError, match=r"^at: "):
         Conversations.branch(db, chat.id, at=True)
     assert Messages.history_to(db, theirs.id) == []
+    assert Messages.roles_to(db, theirs.id) == {}
     assert Messages.pop_last(db, foreign.id) is None
     for name in ("head_id", "is_branched", "is_shared", "forked_at_id", "message_count"):
         with pytest.raises(InvalidValueError, match=f"^{name}: is set by the repository"):

@@ -132,6 +132,39 @@ def test_appends_are_numbered_and_counted(chat: Chat, unit: Unit) -> None:
 
 
 @alone_and_in_a_unit
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_extending_stores_what_appending_does(db: TenantSession, unit: Unit, count: int) -> None:
+    rows = [everything() | {"id": None, "idempotency_key": None} for _ in range(count)]
+    found = []
+    for write in (Messages.extend, Messages.append_many):
+        chat = Chat(db)
+        with unit(db):
+            write(db, chat.id, rows)
+        own = {"id": None, "conversation_id": None}
+        found.append(([fields_of(m) | own for m in chat.stored()], chat.counted()))
+    assert found[0] == found[1]
+    assert len(found[0][0]) == count
+
+
+def test_extending_appends_no_key_twice(chat: Chat) -> None:
+    keyed = said("once", idempotency_key="k")
+    Messages.extend(chat.db, chat.id, [keyed, keyed, said("c")])
+    Messages.extend(chat.db, chat.id, [keyed])
+    assert contents(chat.stored()) == ["once", "c"]
+
+
+def test_extending_is_all_or_nothing(db: TenantSession) -> None:
+    chat = Chat(db)
+    taken = chat.say("taken")
+    many = [said(str(n)) for n in range(5_001)]
+    with pytest.raises(AlreadyExistsError):
+        Messages.extend(db, chat.id, [*many, said("last", id=taken.id)])
+    assert [m.content for m in chat.stored()] == ["taken"]
+    Messages.extend(db, chat.id, many)
+    assert [m.position for m in chat.stored()] == [*range(1, 5_003)]
+
+
+@alone_and_in_a_unit
 @pytest.mark.parametrize("make", [everything, said])
 def test_what_is_returned_is_what_is_stored(
     db: TenantSession, unit: Unit, make: Callable[[], dict[str, Any]]
@@ -605,6 +638,8 @@ CHANGES: list[Callable[[TenantSession, UUID, list[UUID]], object]] = [
     lambda db, id_, _: Messages.append(db, id_, **said("new")),
     lambda db, id_, _: Messages.append(db, id_, **said(idempotency_key="known")),
     lambda db, id_, _: Messages.append_many(db, id_, [said("a"), said("b")]),
+    lambda db, id_, _: Messages.extend(db, id_, [said("a")]),
+    lambda db, id_, _: Messages.extend(db, id_, [said("a"), said("b")]),
     lambda db, _, shown: Messages.update(db, shown[0], content="changed"),
     lambda db, _, shown: Messages.update(db, shown[-1], model="m"),
     lambda db, _, shown: Messages.delete(db, shown[0]),

@@ -764,6 +764,10 @@ CALLS: dict[str, Callable[[TenantSession], object]] = {
     "append_many": lambda db: MessageRepository.append_many(
         db, uuid4(), [{"role": "user", "content": ""}]
     ),
+    "extend": lambda db: MessageRepository.extend(
+        db, uuid4(), [{"role": "user", "content": ""}] * 2
+    ),
+    "roles_to": lambda db: MessageRepository.roles_to(db, uuid4()),
     "history": lambda db: MessageRepository.history(db, uuid4()),
     "window": lambda db: MessageRepository.window(db, uuid4(), 1, 2),
     "iterate": lambda db: list(MessageRepository.iterate(db, uuid4())),

@@ -211,6 +211,10 @@ CALLS: dict[str, Callable[[Session, User, Conversation], Any]] = {
     "append_many": lambda db, _u, c: MessageRepository.append_many(
         db, c.id, [{"role": "user", "content": "Hi"}] * 20
     ),
+    "extend": lambda db, _u, c: MessageRepository.extend(
+        db, c.id, [{"role": "user", "content": "Hi"}] * 20
+    ),
+    "roles_to": lambda db, _u, _c: MessageRepository.roles_to(db, uuid4()),
     "history": lambda db, _u, c: MessageRepository.history(db, c.id, limit=50),
     "window": lambda db, _u, c: MessageRepository.window(db, c.id, 1, 9),
     "get_last": lambda db, _u, c: MessageRepository.get_last(db, c.id),
@@ -388,6 +392,9 @@ FAILURES: dict[str, Callable[[Session], Any]] = {
     "append_many": lambda db: MessageRepository.append_many(
         db, uuid4(), [{"role": "user", "content": "", "idempotency_key": "k"}]
     ),
+    "extend by many": lambda db: MessageRepository.extend(
+        db, uuid4(), [{"role": "user", "content": ""}] * 5_001
+    ),
     "message update": lambda db: MessageRepository.update(db, uuid4(), content="x"),
     "persona": lambda db: ConversationRepository.create(db, persona_id=uuid4()),
     "link": lambda db: UserRepository.get_or_create_by_identity(
@@ -400,6 +407,9 @@ CONFLICTS: dict[str, Callable[[Session, Conversation], Any]] = {
         db, c.id, role="user", content="", idempotency_key="known"
     ),
     "append_many": lambda db, c: MessageRepository.append_many(
+        db, c.id, [{"role": "user", "content": "", "idempotency_key": "known"}]
+    ),
+    "extend by many": lambda db, c: MessageRepository.extend(
         db, c.id, [{"role": "user", "content": "", "idempotency_key": "known"}]
     ),
     "get_or_create": lambda db, _: UserRepository.get_or_create(db, "taken@example.com"),

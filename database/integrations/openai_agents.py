@@ -6,7 +6,7 @@ Needs the extra `openai-agents`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
@@ -14,21 +14,20 @@ from agents.memory import SessionSettings
 from agents.memory.session_settings import coerce_session_settings, resolve_session_limit
 
 from database.config import SessionLocal
-from database.errors import InvalidReferenceError, InvalidValueError, NotFoundError
-from database.integrations import openai_turns
+from database.errors import InvalidReferenceError, InvalidValueError
+from database.integrations import openai_branches
+from database.integrations.openai_advanced import AdvancedSession
 from database.integrations.openai_items import item_of, items_of, row_of
 from database.integrations.worker_threads import in_worker_thread
 from database.pagination import SearchPage
 from database.repositories.conversation import ConversationRepository
 from database.repositories.message import MessageRepository
 from database.rules import check_number
-from database.types import check_text
 from database.units import transaction
 
 if TYPE_CHECKING:
-    from agents import RunResultBase, TResponseInputItem
+    from agents import TResponseInputItem
 
-    from database.integrations.openai_turns import Turn
     from database.integrations.worker_threads import Sessions
     from database.models.conversation import Conversation
     from database.models.message import Message
@@ -43,7 +42,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-class DatabaseSession:
+class DatabaseSession(AdvancedSession):
     """A session of the SDK: the history of the conversation whose thread_id is the session's id.
 
     The first write makes the conversation, also when several do so at once; until then the session
@@ -74,16 +73,19 @@ class DatabaseSession:
         strict: bool = False,
         sessions: Sessions = SessionLocal,
     ) -> None:
-        self.session_id = check_text("session_id", session_id)
-        self.tenant_id = tenant_id
-        self.user_id = _uuid("user_id", user_id)
+        super().__init__(session_id, tenant_id, user_id, sessions)
         self.session_settings = coerce_session_settings(session_settings or SessionSettings())
         self.strict = strict
-        self._sessions = sessions
-        self._known: UUID | None = None
 
-    async def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
+    async def get_items(
+        self, limit: int | None = None, branch_id: str | None = None
+    ) -> list[TResponseInputItem]:
         """Return the items in order; with a limit the latest so many.
+
+        Args:
+            limit: How many at most; None is the settings'.
+            branch_id: Of which branch, here and in the other reads; None is the current one. An
+                unknown one has none.
 
         Raises:
             InvalidValueError: The limit is negative, or, if strict, a message cannot be read.
@@ -91,7 +93,13 @@ class DatabaseSession:
         most = resolve_session_limit(limit, self.session_settings)
         if most is not None and check_number("limit", most, 0, 2**62) == 0:
             return []
-        return await self._read(lambda db, known: self._items(db, known, most), [])
+
+        def read(db: TenantSession, known: UUID) -> list[Any]:
+            if branch_id is None:
+                return self._items(db, known, most)
+            return self._items_of_branch(db, known, branch_id, most)
+
+        return await self._read(read, [])
 
     async def add_items(self, items: Sequence[TResponseInputItem]) -> None:
         """Append items, all or none, in one statement.
@@ -99,64 +107,27 @@ class DatabaseSession:
         Raises:
             InvalidValueError: An item is not a dict, or not JSON.
         """
+
+        def add(db: TenantSession) -> None:
+            rows = [row_of(item) for item in items]
+            self._thread.write(db, lambda known: MessageRepository.extend(db, known, rows))
+
         if items:
-            await self._run(lambda db: self._append(db, [row_of(item) for item in items]))
+            await self._run(add)
 
     async def pop_item(self) -> TResponseInputItem | None:
-        """Delete the latest item for good and return it; no two calls return the same one.
+        """Take the latest item off and return it; no two calls return the same one.
 
-        What cannot be read stays where it is.
+        It is deleted for good unless another branch has it. What cannot be read stays.
         """
         return await self._read(self._pop, None)
 
     async def clear_session(self) -> None:
-        """Delete all messages for good, and what they tell of usage; the conversation stays."""
-        await self._read(MessageRepository.clear, 0)
+        """Delete all messages for good, what they tell of usage, and all branches but "main".
 
-    async def store_run_usage(self, result: RunResultBase, *, model: str | None = None) -> None:
-        """Keep what a run has used, on the newest turn; again for the same turn, in its place.
-
-        Args:
-            result: What the run returned.
-            model: Its name; None is that of the last agent's model, if it has one.
-
-        Raises:
-            NotFoundError: The session holds nothing of a run.
+        The conversation stays.
         """
-        counts = openai_turns.counts_of(result.context_wrapper.usage)
-        name = model or openai_turns.model_of(result.last_agent)
-        if not await self._read(
-            lambda db, known: openai_turns.store_usage(db, known, counts, name), False
-        ):
-            msg = "the session holds nothing of a run"
-            raise NotFoundError(msg)
-
-    async def get_session_usage(self) -> dict[str, int] | None:
-        """Return requests, tokens and turns of all stored runs; None if there are none."""
-        return await self._read(openai_turns.session_usage, {}) or None
-
-    async def get_turn_usage(
-        self, user_turn_number: int | None = None
-    ) -> list[dict[str, Any]] | dict[str, Any]:
-        """Return what each turn has used; of one turn its dict, empty if nothing is known."""
-        found = openai_turns.turn_usage(await self._turns())
-        if user_turn_number is None:
-            return found
-        by_number = {one.pop("user_turn_number"): one for one in found}
-        return by_number.get(user_turn_number, {})
-
-    async def get_conversation_turns(self) -> list[dict[str, Any]]:
-        """Return the turns: number, the user's content, when, and the message's id."""
-        return [turn.described() for turn in await self._turns() if turn.number]
-
-    async def find_turns_by_content(self, search_term: str) -> list[dict[str, Any]]:
-        """Return the turns whose user's text has a part like this, in any case."""
-        wanted = check_text("search_term", search_term).casefold()
-        return [
-            turn.described()
-            for turn in await self._turns()
-            if turn.number and wanted in turn.messages[0].content.casefold()
-        ]
+        await self._read(openai_branches.clear, 0)
 
     async def search(self, query: str | None, **options: Any) -> SearchPage[Message]:
         """Return a page of the session's messages that a query finds.
@@ -172,23 +143,26 @@ class DatabaseSession:
         return await self._read(find, SearchPage([]))
 
     async def get_metadata(self) -> dict[str, Any]:
-        """Return the conversation's metadata."""
+        """Return the conversation's metadata, without what they tell of branches."""
 
         def read(db: TenantSession, known: UUID) -> dict[str, Any]:
             found = ConversationRepository.get(db, known)
-            return {} if found is None else found.metadata_
+            return {} if found is None else openai_branches.without_branches(found.metadata_)
 
         return await self._read(read, {})
 
     async def set_metadata(self, metadata: dict[str, Any]) -> None:
-        """Replace the conversation's metadata, any JSON object."""
+        """Replace the conversation's metadata, any JSON object; branches stay."""
 
-        def write(db: TenantSession) -> None:
+        def write(db: TenantSession, known: UUID) -> None:
             with transaction(db):
-                made = self._made(db)
-                ConversationRepository.update(db, made, metadata=metadata)
+                found = ConversationRepository.lock(db, known)
+                if found is None:
+                    raise InvalidReferenceError("session_id")
+                kept = openai_branches.with_branches(found, metadata)
+                ConversationRepository.update(db, known, metadata=kept)
 
-        await self._run(write)
+        await self._write(write)
 
     @staticmethod
     async def list_sessions(
@@ -206,58 +180,6 @@ class DatabaseSession:
             sessions=sessions,
         )
 
-    async def _run(self, work: Callable[[TenantSession], T]) -> T:
-        return await in_worker_thread(work, tenant_id=self.tenant_id, sessions=self._sessions)
-
-    async def _read(self, call: Callable[[TenantSession, UUID], T], nothing: T) -> T:
-        """Return what a call finds in the conversation; `nothing` if there is none.
-
-        A conversation that is known but seems empty may have been deleted, and made again: only
-        then is it looked up anew.
-        """
-
-        def work(db: TenantSession) -> T:
-            known, found = self._known, nothing
-            if known is not None:
-                found = call(db, known)
-                if found:
-                    return found
-            now = self._look_up(db)
-            return found if now in (None, known) else call(db, now)
-
-        return await self._run(work)
-
-    async def _turns(self) -> list[Turn]:
-        return [*openai_turns.turns_of(await self._read(MessageRepository.history, []))]
-
-    def _look_up(self, db: TenantSession) -> UUID | None:
-        found = ConversationRepository.get_by_thread_id(db, self.session_id)
-        self._known = None if found is None else self._checked(found)
-        return self._known
-
-    def _made(self, db: TenantSession) -> UUID:
-        made = ConversationRepository.get_or_create(db, self.session_id, user_id=self.user_id)
-        return self._checked(made)
-
-    def _checked(self, found: Conversation) -> UUID:
-        if self.user_id is not None and found.user_id not in (None, self.user_id):
-            msg = "session_id: is the conversation of another user"
-            raise NotFoundError(msg)
-        return found.id
-
-    def _append(self, db: TenantSession, rows: list[dict[str, Any]]) -> None:
-        if known := self._known or self._look_up(db):
-            try:
-                _write(db, known, rows)
-            except InvalidReferenceError:
-                pass  # It was deleted meanwhile.
-            else:
-                return
-        with transaction(db):
-            made = self._made(db)
-            _write(db, made, rows)
-        self._known = made
-
     def _items(self, db: TenantSession, known: UUID, most: int | None) -> list[Any]:
         items: list[Any] = []
         before = None
@@ -269,6 +191,19 @@ class DatabaseSession:
             if wanted is None or len(page) < wanted or len(items) == most:
                 return items
             before = page[0].position
+
+    def _items_of_branch(
+        self, db: TenantSession, known: UUID, name: str, most: int | None
+    ) -> list[Any]:
+        with transaction(db):
+            tip = openai_branches.tip_of(db, known, name)
+            if tip is None:
+                return []
+            page = MessageRepository.bodies_to(db, tip, limit=most)
+            read = items_of(page)
+            if read is None:
+                read = self._readable(MessageRepository.bodies_to(db, tip))
+            return read if most is None else read[-most:]
 
     def _readable(self, page: list[Body]) -> list[Any]:
         items = []
@@ -285,7 +220,7 @@ class DatabaseSession:
             message = None
             try:
                 with transaction(db):
-                    message = MessageRepository.pop_last(db, known, before=before)
+                    message = openai_branches.pop(db, known, before)
                     return None if message is None else item_of(message)
             except InvalidValueError as error:
                 if message is None:
@@ -302,19 +237,3 @@ class DatabaseSession:
             message.position,
             error,
         )
-
-
-def _write(db: TenantSession, conversation: UUID, rows: list[dict[str, Any]]) -> None:
-    if len(rows) == 1:
-        MessageRepository.append(db, conversation, **rows[0])
-    else:
-        MessageRepository.append_many(db, conversation, rows)
-
-
-def _uuid(field: str, value: UUID | str | None) -> UUID | None:
-    if value is None or isinstance(value, UUID):
-        return value
-    try:
-        return UUID(value)
-    except (ValueError, AttributeError, TypeError):
-        raise InvalidValueError(field, "must be a UUID") from None

@@ -16,6 +16,7 @@ from database.integrations.openai_items import item_of
 from database.models.message import Message, Role
 from database.repositories.bookkeeping import lock
 from database.repositories.message import MessageRepository
+from database.types import check_text
 from database.units import transaction
 
 if TYPE_CHECKING:
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Turn",
     "counts_of",
+    "matching",
     "model_of",
     "session_usage",
     "store_usage",
     "turn_usage",
     "turns_of",
+    "usage_of",
 ]
 
 _USAGE = "usage"
@@ -83,6 +86,17 @@ def turns_of(messages: Iterable[Message]) -> Iterator[Turn]:
         yield turn
 
 
+def matching(turns: Iterable[Turn], search_term: str) -> list[Turn]:
+    """Return the turns whose user's text has a part like this, in any case."""
+    wanted = check_text("search_term", search_term).casefold()
+    return [turn for turn in turns if turn.number and wanted in turn.messages[0].content.casefold()]
+
+
+def usage_of(turns: Iterable[Turn]) -> dict[str, int]:
+    """Return the sums of what runs used in turns, empty if nothing was stored."""
+    return _summed(usage for turn in turns for usage in turn.usage)
+
+
 def counts_of(usage: Any) -> dict[str, Any]:
     """Return the SDK's `Usage` as JSON."""
     counts: dict[str, Any] = {name: getattr(usage, name) or 0 for name in _COUNTS}
@@ -122,25 +136,7 @@ def store_usage(
 
 def session_usage(db: TenantSession, conversation: UUID) -> dict[str, int]:
     """Return the sums of all that runs used, empty if nothing was stored."""
-    cursor = None
-    sums = dict.fromkeys(_COUNTS, 0)
-    runs = 0
-    while True:
-        page = MessageRepository.search(
-            db,
-            None,
-            conversation_id=conversation,
-            where={_USAGE: {"exists": True}},
-            limit=1000,
-            cursor=cursor,
-        )
-        for usage in filter(None, map(_usage_of, page)):
-            runs += 1
-            for name in _COUNTS:
-                sums[name] += usage[name]
-        cursor = page.next_cursor
-        if cursor is None:
-            return {**sums, "total_turns": runs} if runs else {}
+    return _summed(_stored(db, conversation))
 
 
 def turn_usage(turns: Iterable[Turn]) -> list[dict[str, Any]]:
@@ -152,6 +148,33 @@ def turn_usage(turns: Iterable[Turn]) -> list[dict[str, Any]]:
             last = {name: usage[-1].get(name) for name in _DETAILS}
             found.append({"user_turn_number": turn.number, **summed, **last})
     return found
+
+
+def _stored(db: TenantSession, conversation: UUID) -> Iterator[dict[str, Any]]:
+    cursor = None
+    while True:
+        page = MessageRepository.search(
+            db,
+            None,
+            conversation_id=conversation,
+            where={_USAGE: {"exists": True}},
+            limit=1000,
+            cursor=cursor,
+        )
+        yield from filter(None, map(_usage_of, page))
+        cursor = page.next_cursor
+        if cursor is None:
+            return
+
+
+def _summed(usages: Iterable[dict[str, Any]]) -> dict[str, int]:
+    sums = dict.fromkeys(_COUNTS, 0)
+    runs = 0
+    for usage in usages:
+        runs += 1
+        for name in _COUNTS:
+            sums[name] += usage[name]
+    return {**sums, "total_turns": runs} if runs else {}
 
 
 def _newest_turn(db: TenantSession, conversation: UUID) -> list[Message]:

@@ -6,6 +6,7 @@ the position it got there. So positions have no gap and no double, whoever else 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy import TextClause
     from sqlalchemy.orm import Session
 
-__all__ = ["APPEND", "append_all", "append_one"]
+__all__ = ["APPEND", "append_all", "append_one", "extend"]
 
 _COLUMNS = {
     "role": "text",
@@ -135,19 +136,10 @@ _ATTEMPTS = 10
 
 def append_one(db: Session, conversation: UUID, row: Mapping[str, Any], now: datetime) -> Message:
     """Append a checked message; for a known idempotency key return the message that has it."""
-    parameters = {
-        **_MISSING,
-        "updated_at": now,
-        **row,
-        "tenant": tenant_of(db),
-        "conversation": conversation,
-        "preview": row["content"][:PREVIEW],
-        "now": now,
-    }
     key = row.get("idempotency_key")
     for _ in range(_ATTEMPTS):
         try:
-            place = _write(db, APPEND, _APPEND_TO_BRANCH, parameters, [row])
+            place = _write_one(db, conversation, row, now)
             return _entities(db, conversation, [row], place, now)[0]
         except AlreadyExistsError as error:
             if key is None or "idempotency_key" not in error.key:
@@ -181,11 +173,49 @@ def append_all(
         return [known.get(row.get("idempotency_key") or "") or written[row["id"]] for row in rows]
 
 
+def extend(
+    db: Session, conversation: UUID, rows: Sequence[Mapping[str, Any]], now: datetime
+) -> None:
+    """Append checked messages, all or none, and make no entities of them."""
+    if any(row.get("idempotency_key") is not None for row in rows):
+        append_all(db, conversation, rows, now)
+        return
+    if len(rows) == 1:
+        _write_one(db, conversation, rows[0], now)
+        return
+    batches = list(_batches(rows))
+    with transaction(db) if len(batches) > 1 else nullcontext():
+        for batch in batches:
+            _write_batch(db, conversation, batch, now)
+
+
 def _append_batch(
     db: Session, conversation: UUID, rows: Sequence[Mapping[str, Any]], now: datetime
 ) -> list[Message]:
     if not rows:
         return []
+    place = _write_batch(db, conversation, rows, now)
+    return _entities(db, conversation, rows, place, now)
+
+
+def _write_one(
+    db: Session, conversation: UUID, row: Mapping[str, Any], now: datetime
+) -> tuple[int, UUID | None]:
+    parameters = {
+        **_MISSING,
+        "updated_at": now,
+        **row,
+        "tenant": tenant_of(db),
+        "conversation": conversation,
+        "preview": row["content"][:PREVIEW],
+        "now": now,
+    }
+    return _write(db, APPEND, _APPEND_TO_BRANCH, parameters, [row])
+
+
+def _write_batch(
+    db: Session, conversation: UUID, rows: Sequence[Mapping[str, Any]], now: datetime
+) -> tuple[int, UUID | None]:
     document = [{"number": number, **_plain(row)} for number, row in enumerate(rows, 1)]
     parameters = {
         "tenant": tenant_of(db),
@@ -195,8 +225,7 @@ def _append_batch(
         "now": now,
         "rows": orjson.dumps(document).decode(),
     }
-    place = _write(db, _APPEND_MANY, _APPEND_MANY_TO_BRANCH, parameters, rows)
-    return _entities(db, conversation, rows, place, now)
+    return _write(db, _APPEND_MANY, _APPEND_MANY_TO_BRANCH, parameters, rows)
 
 
 def _write(

@@ -34,6 +34,7 @@ __all__ = [
     "newest_of",
     "newest_shown",
     "pop",
+    "segments_of",
 ]
 
 _SHAPE = shape_of(Message)
@@ -188,7 +189,7 @@ def newest_after(db: Session, conversation: UUID, through: Message | UUID | str 
 def _descendant(db: Session, conversation: Conversation, message: Message) -> Message:
     is_shared = message.conversation_id != conversation.id
     ranges: list[tuple[int, int]] = []
-    for segment in _segments(db, conversation.id):
+    for segment in segments_of(db, conversation.id):
         if segment.start <= message.position <= segment.end and not is_shared:
             ranges.append((message.position, segment.end))
         elif segment.parent_conversation == conversation.id:
@@ -209,7 +210,7 @@ def branches_of(db: Session, conversation: Conversation) -> list[Branch]:
     """Return the branches of a conversation, the newest first."""
     heads: list[tuple[Message, int, UUID | None]] = []
     continued: list[tuple[UUID | None, int]] = []
-    for segment in reversed(_segments(db, conversation.id)):
+    for segment in reversed(segments_of(db, conversation.id)):
         newest = _newest_between(db, conversation.id, segment.start, segment.end)
         if newest is None:
             continue
@@ -257,7 +258,8 @@ def pop(db: Session, conversation: Conversation, newest: Message) -> None:
         recount(db, conversation.id)
 
 
-def _segments(db: Session, conversation: UUID) -> list[_Segment]:
+def segments_of(db: Session, conversation: UUID) -> list[_Segment]:
+    """Return the segments of a conversation's own messages, in order; they leave no gap."""
     parameters = {"tenant": tenant_of(db), "conversation": conversation}
     with one_read(db) as connection:
         rows = connection.execute(_SEGMENTS, parameters).all()

@@ -19,6 +19,7 @@ from database.repositories.branching import (
     Branch,
     branch_at,
     branches_of,
+    locked,
     message_in,
     newest_after,
     newest_shown,
@@ -27,6 +28,7 @@ from database.repositories.expiring import ExpiringRepository
 from database.repositories.forking import begin_fork, delete_conversation, purge_shared, share
 from database.repositories.loading import read, shape_of
 from database.repositories.opening import EMAIL_OF_WRITTEN, open_conversation
+from database.repositories.pruning import prune
 from database.repositories.statements import OPTIONS
 from database.repositories.threads import conversation_id_of
 from database.repositories.user import UserRepository, normalized_email
@@ -342,6 +344,36 @@ class ConversationRepository(ExpiringRepository[Conversation]):
         with transaction(db):
             newest_after(db, conversation, message_id)
             return cls.require(db, conversation)
+
+    @classmethod
+    def prune(
+        cls,
+        db: Session,
+        conversation_id: UUID | str,
+        head: Message | UUID | str,
+        *,
+        keep: Iterable[UUID] = (),
+    ) -> int:
+        """Delete the messages that lead to a branch's head and to nothing else; return how many.
+
+        The history stays, other branches stay, and all of it where forks share the conversation.
+        Locks the conversation, as an append does.
+
+        Args:
+            db: The session.
+            conversation_id: Which.
+            head: The newest message of the branch.
+            keep: Messages that stay, with those that lead there.
+
+        Raises:
+            NotFoundError: There is no such conversation, or it has no such message.
+        """
+        conversation = conversation_id_of(db, conversation_id)
+        with transaction(db):
+            found = locked(db, conversation)
+            if not found.is_branched:
+                return 0
+            return prune(db, found, message_in(db, found, head, "head"), [*keep])
 
     @classmethod
     def fork(

@@ -31,6 +31,7 @@ __all__ = [
     "MESSAGES",
     "OF_CONVERSATION",
     "Body",
+    "count_roles",
     "last_ids",
     "messages_of",
     "read_bodies",
@@ -177,6 +178,19 @@ def _bodies(
     columns["id_bytes"] = func.uuid_send(all_columns["id"])
     columns["content"] = case((all_columns["data"].is_(None), all_columns["content"]))
     return statement.with_only_columns(*columns.values(), maintain_column_froms=True)
+
+
+def count_roles(db: Session, head: UUID) -> dict[Role, int]:
+    """Return how many active messages of each role lead to a message."""
+    rows = fetch(db, _roles_to(), {"tenant": tenant_of(db), "head": head})
+    return {Role(role): found for role, found in rows}
+
+
+@cache
+def _roles_to() -> Select[Role, int]:
+    path = path_to(bindparam("head", type_=Uuid()))
+    counts = select(Message.role, func.count()).join(path, and_(*in_range(path)))
+    return counts.where(Message.is_active).group_by(Message.role)
 
 
 def last_ids(db: Session, conversations: Sequence[UUID]) -> dict[UUID, UUID]:

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from database.errors import InvalidValueError
 from database.models.base import uuid7
 from database.models.message import Message
-from database.repositories.appending import append_all, append_one
+from database.repositories.appending import append_all, append_one, extend
 from database.repositories.bookkeeping import lock, move_head, recount
 from database.repositories.branching import (
     branch_at,
@@ -152,6 +152,15 @@ class MessageRepository(MessageReads):
         rows = [cls._row(db, message, now) for message in messages]
         conversation = cls._conversation(db, conversation_id)
         return append_all(db, conversation, rows, now)
+
+    @classmethod
+    def extend(
+        cls, db: Session, conversation_id: UUID | str, messages: Iterable[Mapping[str, Any]]
+    ) -> None:
+        """Append messages as `append_many` does, and return nothing: in less time if many."""
+        now = utcnow()
+        rows = [cls._row(db, message, now) for message in messages]
+        extend(db, cls._conversation(db, conversation_id), rows, now)
 
     @classmethod
     def edit(

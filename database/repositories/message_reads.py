@@ -18,6 +18,7 @@ from database.repositories.histories import (
     IS_LINEAR,
     OF_CONVERSATION,
     Body,
+    count_roles,
     last_ids,
     messages_of,
     read_bodies,
@@ -137,6 +138,11 @@ class MessageReads(Repository[Message]):
     ) -> builtins.list[Body]:
         """Return of `history_to` only what a framework needs."""
         return read_bodies_to(db, cls._id(message_id, "message_id"), _bounds(limit=limit))
+
+    @classmethod
+    def roles_to(cls, db: Session, message_id: UUID | str) -> dict[Role, int]:
+        """Return how many messages of each role `history_to` returns."""
+        return count_roles(db, cls._id(message_id, "message_id"))
 
     @classmethod
     def last_ids(cls, db: Session, conversations: Iterable[Conversation]) -> dict[UUID, UUID]:

@@ -130,13 +130,7 @@ class DatabaseChatMessageHistory(BaseChatMessageHistory):
         return messages
 
     def _append(self, db: TenantSession, rows: list[dict[str, Any]]) -> None:
-        def write(known: UUID) -> None:
-            if len(rows) == 1:
-                MessageRepository.append(db, known, **rows[0])
-            else:
-                MessageRepository.append_many(db, known, rows)
-
-        self._thread.write(db, write)
+        self._thread.write(db, lambda known: MessageRepository.extend(db, known, rows))
 
     def _clear(self, db: TenantSession) -> None:
         self._thread.read(db, lambda known: MessageRepository.clear(db, known), 0)

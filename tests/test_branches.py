@@ -566,8 +566,8 @@ def explained(db: TenantSession, chat: Conversation, select: str) -> str:
                 WHERE tenant_id = :tenant AND id = :chat)
         ORDER BY position DESC LIMIT 50"""
     with transaction(db):
-        db.execute(text("SET LOCAL enable_seqscan = off"))
-        db.execute(text("SET LOCAL enable_bitmapscan = off"))
+        for way in ("seqscan", "bitmapscan", "sort"):
+            db.execute(text(f"SET LOCAL enable_{way} = off"))
         lines = db.scalars(text(sql), {"tenant": tenant_of(db), "chat": chat.id}).all()
     return "\n".join(lines)
 

@@ -187,10 +187,10 @@ def count_roles(db: Session, head: UUID) -> dict[Role, int]:
 
 
 @cache
-def _roles_to() -> Select[Role, int]:
+def _roles_to() -> Select[Any]:
     path = path_to(bindparam("head", type_=Uuid()))
-    counts = select(Message.role, func.count()).join(path, and_(*in_range(path)))
-    return counts.where(Message.is_active).group_by(Message.role)
+    where, part = along(path, select(Message.role).where(Message.is_active))
+    return select(part.c.role, func.count()).select_from(where).group_by(part.c.role)
 
 
 def last_ids(db: Session, conversations: Sequence[UUID]) -> dict[UUID, UUID]:

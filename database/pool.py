@@ -161,13 +161,14 @@ def _connect(settings: Settings, *args: Any, **arguments: Any) -> Connection:
         before_sleep_log,
         retry_if_exception,
         stop_after_attempt,
-        wait_exponential_jitter,
+        wait_exponential,
+        wait_random,
     )
 
     retrying = Retrying(
         retry=retry_if_exception(_is_worth_another_try),
         stop=stop_after_attempt(settings.connect_retries + 1),
-        wait=wait_exponential_jitter(multiplier=0.1, max=5),
+        wait=wait_exponential(multiplier=0.1, max=4) + wait_random(0, 1),
         before_sleep=before_sleep_log(logger, logging.WARNING),
         reraise=True,
     )

@@ -76,6 +76,9 @@ def test_bodies_are_of_the_history(
         rows = MessageRepository.history(db, row.id, **bounds)
         assert rows
         assert MessageRepository.bodies(db, row.id, **bounds) == expected(rows)
+        if "before" not in bounds:
+            data = [one.data if one.data_format == "json" else None for one in rows]
+            assert MessageRepository.data(db, row.id, "json", **bounds) == data
     with transaction(db):
         assert MessageRepository.bodies(db, str(row.id)) == expected(
             MessageRepository.history(db, row.id)

@@ -36,6 +36,7 @@ __all__ = [
     "messages_of",
     "read_bodies",
     "read_bodies_to",
+    "read_data",
     "read_history",
     "read_messages",
     "read_path",
@@ -149,6 +150,28 @@ def read_bodies(db: Session, conversation: UUID, bounds: Mapping[str, Any]) -> l
     parameters = {"tenant": tenant_of(db), "conversation": conversation, **bounds}
     found = _fetch_bodies(db, _linear, parameters, bounds)
     return found or _fetch_bodies(db, _branched, parameters, bounds)
+
+
+def read_data(
+    db: Session, conversation: UUID, data_format: str, bounds: Mapping[str, Any]
+) -> list[bytes | None]:
+    """Return the data of what `read_history` returns, None of those in another format."""
+    parameters = {"tenant": tenant_of(db), "conversation": conversation, **bounds}
+    parameters["data_format"] = data_format
+    for selecting in (_linear, _branched):
+        statement = _data(selecting, frozenset(bounds))
+        if rows := fetch(db, statement, parameters, in_binary=True):
+            found = [data for (data,) in rows]
+            return found[::-1] if "limit" in bounds else found
+    return []
+
+
+@cache
+def _data(selecting: Callable[[frozenset[str]], Select[Any]], names: frozenset[str]) -> Select[Any]:
+    statement = selecting(names)
+    columns = statement.selected_columns
+    data = case((columns["data_format"] == bindparam("data_format"), columns["data"]))
+    return statement.with_only_columns(data, maintain_column_froms=True)
 
 
 def read_bodies_to(db: Session, head: UUID, bounds: Mapping[str, Any]) -> list[Body]:

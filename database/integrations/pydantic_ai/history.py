@@ -9,7 +9,7 @@ from pydantic_ai.messages import ModelMessage
 
 from database.errors import UnreadableMessageError
 from database.integrations.pydantic_ai.rows import message_of, rows_of
-from database.integrations.pydantic_ai.serialized import FORMAT, parse_message
+from database.integrations.pydantic_ai.serialized import FORMAT, parse_message, parse_messages
 from database.models.message import Message
 from database.repositories.message import MessageRepository
 
@@ -89,11 +89,12 @@ def load_history(
         UnreadableMessageError: A message is corrupt or of a newer format, and `strict`.
         InvalidValueError: An argument is not valid.
     """
-    rows: Sequence[Message | Body] = []
     if turns is None:
-        rows = MessageRepository.bodies(db, conversation_id, limit=limit)
-    if turns is not None or not are_ours(rows):
-        rows = MessageRepository.history(db, conversation_id, limit=limit, turns=turns)
+        data = MessageRepository.data(db, conversation_id, FORMAT, limit=limit)
+        messages = parse_messages(data)
+        if messages is not None:
+            return History(messages)
+    rows = MessageRepository.history(db, conversation_id, limit=limit, turns=turns)
     read, skipped = read_rows(rows, strict=strict)
     history = History(message for _, message in read)
     history.skipped = skipped
@@ -110,13 +111,17 @@ def _is_ours(data_format: str | None) -> bool:
 
 
 def read_rows(
-    rows: Iterable[RowT], *, strict: bool
+    rows: Sequence[RowT], *, strict: bool
 ) -> tuple[list[tuple[RowT, ModelMessage]], list[Skipped]]:
     """Return messages beside their rows, and what cannot be read, logging a warning.
 
     Raises:
         UnreadableMessageError: One cannot be read, and `strict`.
     """
+    if all(row.data_format == FORMAT for row in rows):
+        messages = parse_messages([row.data for row in rows])
+        if messages is not None:
+            return list(zip(rows, messages, strict=True)), []
     read: list[tuple[RowT, ModelMessage]] = []
     skipped: list[Skipped] = []
     for row in rows:

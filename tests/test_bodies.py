@@ -77,8 +77,8 @@ def test_bodies_are_of_the_history(
         assert rows
         assert MessageRepository.bodies(db, row.id, **bounds) == expected(rows)
         if "before" not in bounds:
-            data = [one.data if one.data_format == "json" else None for one in rows]
-            assert MessageRepository.data(db, row.id, "json", **bounds) == data
+            data = [one.data if one.data_format == "some/1" else None for one in rows]
+            assert MessageRepository.data(db, row.id, "some/1", **bounds) == data
     with transaction(db):
         assert MessageRepository.bodies(db, str(row.id)) == expected(
             MessageRepository.history(db, row.id)

@@ -55,7 +55,8 @@ _INSTALLED = text("SELECT extname, extversion FROM pg_extension")
 _OPEN = _about_tables(
     "SELECT t.relname FROM ours JOIN pg_class t ON t.oid = ours.relid"
     " LEFT JOIN pg_policy p ON p.polrelid = t.oid AND p.polpermissive"
-    " GROUP BY t.oid, t.relname HAVING NOT row_security_active(t.oid) OR bool_or("
+    " GROUP BY t.oid, t.relname HAVING NOT row_security_active(t.oid) OR count(p.oid) = 0"
+    " OR bool_or("
     " pg_get_expr(p.polqual, t.oid) NOT LIKE '%app.tenant_id%'"
     " OR pg_get_expr(p.polwithcheck, t.oid) NOT LIKE '%app.tenant_id%') ORDER BY t.relname"
 )
@@ -67,6 +68,11 @@ _VISIBLE = text(
 _INVALID = _about_tables(
     "SELECT i.relname FROM ours JOIN pg_index x ON x.indrelid = ours.relid"
     " JOIN pg_class i ON i.oid = x.indexrelid WHERE NOT x.indisvalid ORDER BY i.relname"
+)
+_MISSING_FUNCTIONS = text(
+    "SELECT name FROM unnest(ARRAY['merge_patch', 'search_contexts', 'search_messages',"
+    " 'recall_memories']) AS name WHERE NOT EXISTS (SELECT FROM pg_proc"
+    " WHERE proname = name AND pg_function_is_visible(oid)) ORDER BY name"
 )
 _UNUSED = _about_tables(
     "SELECT i.indexrelname FROM ours JOIN pg_stat_user_indexes i USING (relid)"
@@ -181,6 +187,7 @@ def _tables_and_indexes() -> tuple[Status, str]:
     found = differences()
     with _as_login() as connection:
         found += [f"invalid index: {name}" for name in connection.scalars(_INVALID)]
+        found += [f"missing function: {name}" for name in connection.scalars(_MISSING_FUNCTIONS)]
     return ("failure", "; ".join(found)) if found else ("ok", "as this version needs them")
 
 

@@ -28,6 +28,8 @@ from database import (
     ConversationRepository,
     DatabaseError,
     MessageRepository,
+    MessageStats,
+    StatsRepository,
     TenantSession,
     User,
     UserRepository,
@@ -104,6 +106,10 @@ class Tutor:
         """Hide what was said, until restored or purged; return how many messages."""
         return clear(self.db, thread(sender))
 
+    def stats(self) -> MessageStats:
+        """Return what all messages amount to."""
+        return StatsRepository.summary(self.db)
+
     def telegram_ids(self) -> list[int]:
         """Return the Telegram ids of the newest 100 users."""
         page = UserRepository.list_identities(self.db, "telegram", limit=100)
@@ -131,6 +137,8 @@ def main() -> None:
         for sender, text in ((ADA, "What is Haus?"), (BOB, "Feierabend?"), (ADA, "And Tisch?")):
             console.print(f"{sender['first_name']}: {text}\n  {tutor.answer(sender, text)}")
         console.print(f"Telegram ids: {sorted(tutor.telegram_ids())}")
+        total = tutor.stats()
+        console.print(f"{total.messages} messages in {total.conversations} conversations")
         console.print(f"Ada's history: {len(tutor.history(ADA))} messages")
         console.print(f"Cleared: {tutor.clear(ADA)}, left: {len(tutor.history(ADA))}")
         restored = MessageRepository.restore(db, thread(ADA))

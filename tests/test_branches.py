@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from threading import Barrier
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -303,6 +305,73 @@ def test_pop(db: TenantSession) -> None:
     assert Messages.pop_last(db, chat.id, before=2) == first
     assert (said(db, chat), counted(db, chat)) == ("d", (1, "d"))
     assert Messages.pop_last(db, chat.id, before=2) is None
+
+
+def test_a_cleared_fork_comes_back_when_the_other_is_gone(db: TenantSession) -> None:
+    chat, _ = talk(db, "a", "b")
+    fork = Conversations.fork(db, chat.id)
+    Messages.deactivate(db, fork.id)
+    Conversations.delete(db, chat.id)
+    assert said(db, fork) == ""
+    Messages.restore(db, fork.id)
+    assert (said(db, fork), counted(db, fork)) == ("a b", (2, "b"))
+
+
+def test_an_edit_is_made_once_for_a_key(db: TenantSession) -> None:
+    chat, (_, second, _) = talk(db, "a", "b", "c")
+    edited = Messages.edit(db, second.id, content="B", idempotency_key="e")
+    Messages.append(db, chat.id, role="user", content="x")
+    assert Messages.edit(db, second.id, content="B", idempotency_key="e") == edited
+    assert (said(db, chat), counted(db, chat)) == ("a B x", (3, "x"))
+
+
+def test_a_fork_may_have_the_key_of_what_it_inherits(db: TenantSession) -> None:
+    chat = Conversations.create(db)
+    Messages.append(db, chat.id, role="user", content="a", idempotency_key="k")
+    fork = Conversations.fork(db, chat.id)
+    Messages.append(db, fork.id, role="user", content="b", idempotency_key="k")
+    assert Conversations.delete(db, chat.id)
+    assert said(db, fork) == "a b"
+
+
+def test_a_move_of_the_head_leaves_forks_as_they_are(db: TenantSession) -> None:
+    chat, (first, second) = talk(db, "a", "b")
+    fork = Conversations.fork(db, chat.id)
+    Messages.edit(db, second.id, content="B")
+    Conversations.switch(db, chat.id, second)
+    Conversations.branch(db, chat.id, at=first)
+    assert Conversations.require(db, fork.id).updated_at == fork.updated_at
+
+
+@pytest.mark.parametrize("change", ["delete", "purge", "update", "delete conversation"])
+def test_a_fork_goes_on_while_what_it_shares_changes(db: TenantSession, change: str) -> None:
+    """What the other session does waits for the fork's append, and sees it."""
+    chat, (*_, last) = talk(db, "a", "b", "c")
+    fork = Conversations.fork(db, chat.id)
+    if change == "purge":
+        Messages.deactivate(db, chat.id, [last.id])
+    calls: dict[str, Callable[[TenantSession], object]] = {
+        "delete": lambda own: Messages.delete(own, last.id),
+        "purge": lambda own: Messages.purge(own, chat.id),
+        "update": lambda own: Messages.update(own, last.id, content="C"),
+        "delete conversation": lambda own: Conversations.delete(own, chat.id),
+    }
+    begun = Barrier(2)
+
+    def work(own: TenantSession, number: int) -> None:
+        if number == 0:
+            with transaction(own):
+                Messages.append(own, fork.id, role="user", content="F")
+                begun.wait(30)
+                time.sleep(0.3)
+        else:
+            begun.wait(30)
+            calls[change](own)
+
+    in_threads(tenant_of(db), work, 2)
+    shown = {"update": "a b C F", "delete conversation": "a b c F"}.get(change, "a b F")
+    assert said(db, fork) == shown
+    assert counted(db, fork) == (len(shown.split()), "F")
 
 
 def test_purging_what_expired_keeps_what_forks_show(

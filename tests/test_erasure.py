@@ -234,7 +234,7 @@ def test_what_others_refer_to(db: TenantSession, login: psycopg.Connection) -> N
     assert dump(login, tenant_of(db))["conversation_memory"][0][0] == str(memory.id)
 
 
-@pytest.mark.parametrize(("dry_run", "statements", "trips"), [(False, 4, 5), (True, 1, 1)])
+@pytest.mark.parametrize(("dry_run", "statements", "trips"), [(False, 5, 6), (True, 1, 1)])
 def test_costs(
     db: TenantSession,
     login: psycopg.Connection,

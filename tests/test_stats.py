@@ -477,6 +477,21 @@ def test_the_ends_of_time(db: TenantSession, chat: UUID) -> None:
         assert Stats.summary(db, since=far[0], until=far[1], timezone=zone).messages == 1
 
 
+def test_groups_beyond_the_ends_of_time(db: TenantSession) -> None:
+    """A month that begins before the year 1, and hours that are after the year 9999 in Tokyo."""
+    with pytest.raises(InvalidValueError, match=r"^since: must be after the year 1$"):
+        Stats.messages(
+            db,
+            "month",
+            since=datetime.min.replace(tzinfo=UTC),
+            until=date(1, 2, 1),
+            timezone="America/New_York",
+        )
+    last = datetime.max.replace(tzinfo=UTC)
+    since = last - timedelta(hours=2)
+    assert Stats.messages(db, "hour", since=since, until=last, timezone="Asia/Tokyo")
+
+
 def test_messages_of_the_last_year_there_is(db: TenantSession, chat: UUID) -> None:
     said(db, chat, datetime.max.replace(tzinfo=UTC) - timedelta(hours=20))
     for by in ("hour", "day"):

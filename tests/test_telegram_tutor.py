@@ -73,6 +73,7 @@ def test_the_example_shows_the_same_every_time(fresh_url: str, tmp_path: Path) -
             "Ada: And Tisch?",
             "I do not know that word. (2 asked so far)",
             "Telegram ids: [5000000000, 4503599627370495]",
+            "12 messages in 2 conversations",
             "Ada's history: 8 messages",
             "Cleared: 8, left: 0",
             "Restored: 8, there: 8",
@@ -194,7 +195,7 @@ def known_as(sender: Sender) -> str:
 
 
 def test_e_get_message_stats(db: TenantSession, asked: Tutor) -> None:
-    total = StatsRepository.summary(db)
+    total = asked.stats()
     assert (total.messages, total.users, total.conversations) == (12, 2, 2)
     assert total.input_tokens > total.output_tokens > 0
     by_user = StatsRepository.messages(db, "user")

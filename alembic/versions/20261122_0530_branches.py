@@ -17,7 +17,7 @@ ALTER TABLE conversations
     ADD COLUMN forked_at_id uuid;
 """
 
-# The next revision validates it: so no lock is held while rows are looked through.
+# The next revision validates it, without keeping anybody from reading or writing.
 KEY = """
 ALTER TABLE conversations
     ADD CONSTRAINT fk_conversations_forked_at_id FOREIGN KEY (tenant_id, forked_at_id)

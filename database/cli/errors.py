@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -34,6 +36,7 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
+            _drop_output()
             raise typer.Exit(BROKEN_PIPE) from None
         except Exception as error:
             line = _line_of(error)
@@ -41,6 +44,14 @@ class Commands(TyperGroup):
                 raise
             typer.echo(f"{ctx.info_name}: {line}", err=True)
             raise typer.Exit(FAILED) from None
+
+
+def _drop_output() -> None:
+    """Keep the interpreter from trying once more, at its end, to write what nobody reads."""
+    with suppress(OSError):  # in tests there is no descriptor
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _line_of(error: Exception) -> str | None:

@@ -63,7 +63,7 @@ def export(
     tenant: Tenant = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write all messages as JSON lines, with every field."""
+    """Write the messages that are shown as JSON lines, with every field."""
     with session(tenant) as db:
         lines = _lines(db, _named(db, conversation, user))
         write_lines(lines, output, "Exporting messages", as_json=as_json)

@@ -66,6 +66,15 @@ _ARTIFACTS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
 }
 
 
+def _refuse_unreadable(message: BaseMessage) -> None:
+    """Refuse a message of a class that LangChain would not find again."""
+    try:
+        messages_from_dict([message_to_dict(message)])
+    except Exception:  # noqa: BLE001 - whatever it raises may show contents
+        rule = "must be of a kind that LangChain reads back"
+        raise InvalidValueError("messages", rule) from None
+
+
 def row_of(message: object, *, without_artifact: bool = False) -> dict[str, Any]:
     """Return the fields of the row that keeps a message.
 
@@ -83,6 +92,8 @@ def row_of(message: object, *, without_artifact: bool = False) -> dict[str, Any]
     role = _ROLES.get(message.role if isinstance(message, ChatMessage) else kind, "user")
     if _is_plain(message, role):
         return {"role": role, "content": message.content}
+    if type(message).__module__.partition(".")[0] != "langchain_core":
+        _refuse_unreadable(message)
     row = {
         "role": role,
         "content": str(message.text),

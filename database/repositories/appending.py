@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy import TextClause
     from sqlalchemy.orm import Session
 
-__all__ = ["APPEND", "append_all", "append_one", "extend"]
+__all__ = ["APPEND", "append_all", "append_one", "extend", "known_keys"]
 
 _COLUMNS = {
     "role": "text",
@@ -163,7 +163,7 @@ def append_all(
     if not keys and len(batches) <= 1:
         return _append_batch(db, conversation, rows, now)
     with transaction(db):
-        known = _known(db, conversation, keys) if keys else {}
+        known = known_keys(db, conversation, keys) if keys else {}
         written: dict[UUID, Message] = {}
         for batch in _batches(_without_repeated_keys(rows, known)):
             for message in _append_batch(db, conversation, batch, now):
@@ -237,19 +237,19 @@ def _write(
 ) -> tuple[int, UUID | None]:
     """Append to a linear conversation or, when it is none, to a branched one.
 
+    What was branched a moment ago may have been cleared since, and is linear again.
+
     Returns:
         The position before the first message, and what that follows if not this.
     """
-    with one_write(db) as connection:
-        place = connection.execute(linear, parameters).one_or_none()
-    if place is None:
-        ends = {"first": rows[0]["id"], "last": rows[-1]["id"]}
+    ends = {"first": rows[0]["id"], "last": rows[-1]["id"]}
+    for statement, more in ((linear, {}), (branched, ends), (linear, {})):
         with one_write(db) as connection:
-            place = connection.execute(branched, {**parameters, **ends}).one_or_none()
-    if place is None:
-        raise InvalidReferenceError("conversation_id")
-    base, parent_id = place
-    return base, parent_id
+            place = connection.execute(statement, {**parameters, **more}).one_or_none()
+        if place is not None:
+            base, parent_id = place
+            return base, parent_id
+    raise InvalidReferenceError("conversation_id")
 
 
 def _batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
@@ -266,7 +266,7 @@ def _batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, An
         yield batch
 
 
-def _known(db: Session, conversation: UUID, keys: Sequence[str]) -> dict[str, Message]:
+def known_keys(db: Session, conversation: UUID, keys: Sequence[str]) -> dict[str, Message]:
     """Lock the conversation and return its messages by those of the keys that it has."""
     lock(db, conversation)
     found = read_messages(db, _WITH_KEYS, conversation, {"keys": keys})

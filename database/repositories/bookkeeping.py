@@ -65,7 +65,16 @@ def move_head(db: Session, conversation: UUID, head: UUID | None) -> None:
     db.execute(_MOVE_HEAD, parameters)
 
 
-def recount(db: Session, conversation: UUID) -> None:
+def lock_forks(db: Session, conversation: UUID) -> None:
+    """Lock the forks of a locked conversation, and theirs: they may link to its messages."""
+    parameters = {"tenant": tenant_of(db), "conversation": conversation}
+    for fork in db.scalars(_FORKS, parameters).all():
+        found = lock(db, fork)
+        if found is not None and found.is_shared:
+            lock_forks(db, fork)
+
+
+def recount(db: Session, conversation: UUID, *, forks: bool = True) -> None:
     """Bring count and preview in line with the active messages of a locked conversation's history.
 
     So with those of its forks, which may show the same messages.
@@ -74,9 +83,10 @@ def recount(db: Session, conversation: UUID) -> None:
     shared = db.execute(_recounting(branched=False), parameters).scalar_one_or_none()
     if shared is None:
         shared = db.execute(_recounting(branched=True), parameters).scalar_one_or_none()
-    if shared:
+    if shared and forks:
         for fork in db.scalars(_FORKS, parameters).all():
-            recount(db, fork)
+            if lock(db, fork) is not None:
+                recount(db, fork)
 
 
 @cache

@@ -170,7 +170,7 @@ def _end_with(db: Session, conversation: Conversation, head: Message | None) -> 
     is_newest = head is not None and head.position == conversation.last_position
     if conversation.is_branched or not is_newest:
         move_head(db, conversation.id, head.id if head else None)
-        recount(db, conversation.id)
+        recount(db, conversation.id, forks=False)
 
 
 def newest_shown(db: Session, conversation: UUID) -> Message | None:
@@ -248,7 +248,7 @@ def pop(db: Session, conversation: Conversation, newest: Message) -> None:
         or (conversation.is_branched and is_followed(db, newest.id))
     ):
         move_head(db, conversation.id, before(db, newest.id))
-        recount(db, conversation.id)
+        recount(db, conversation.id, forks=False)
         return
     if conversation.is_branched:
         unlink(db, newest.id)

@@ -394,7 +394,7 @@ class ConversationRepository(ExpiringRepository[Conversation]):
             conversation_id: Which one's.
             at: The last message to share, as for `branch`; None is the newest.
             thread_id: The fork's name; None is its id.
-            fields: As for `create`; by default the values of the other one.
+            fields: As for `create`, the user by id; by default the values of the other one.
 
         Returns:
             The fork.
@@ -409,11 +409,9 @@ class ConversationRepository(ExpiringRepository[Conversation]):
         source = conversation_id_of(db, conversation_id)
         with transaction(db):
             forked = cls.require(db, source)
-            newest = message_in(db, forked, at) if at is not None else newest_shown(db, source)
             _refuse(fields, _MANAGED)
             values = {**_taken_over(forked), **fields, "thread_id": thread_id}
-            if newest is not None:
-                share(db, newest)
+            newest = _shared(db, forked, at)
             fork = cls._insert(db, values)
             if newest is None:
                 return fork
@@ -452,6 +450,20 @@ def _refuse(fields: Container[str], names: Iterable[str]) -> None:
     for name in names:
         if name in fields:
             raise InvalidValueError(name, "is set by the repository")
+
+
+def _shared(
+    db: Session, conversation: Conversation, at: Message | UUID | str | int | None
+) -> Message | None:
+    """Return the last message that a fork shows, behind the lock of the conversation it is of."""
+    shared = None
+    while True:
+        last = newest_shown(db, conversation.id) if at is None else message_in(db, conversation, at)
+        # While this waited for the lock, it may have been deleted, or become another fork's own.
+        if last is None or (last.id, last.conversation_id) == shared:
+            return last
+        share(db, last)
+        shared = (last.id, last.conversation_id)
 
 
 def _taken_over(conversation: Conversation) -> dict[str, Any]:

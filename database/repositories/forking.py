@@ -15,6 +15,7 @@ from database.types import Timestamp, utcnow
 from database.units import is_owned, one_read, one_write, transaction
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from uuid import UUID
 
     from sqlalchemy import TextClause
@@ -70,8 +71,9 @@ JOIN messages AS shared ON shared.tenant_id = :tenant AND shared.id = fork.forke
 WHERE fork.tenant_id = :tenant AND fork.id <> :conversation
     AND shared.conversation_id = :conversation
 ORDER BY shared.position DESC, fork.id""").columns(id=Uuid(), forked_at_id=Uuid())
+# The heir may have given the same key itself.
 _MOVE = _statement("""
-UPDATE messages SET conversation_id = :heir
+UPDATE messages SET conversation_id = :heir, idempotency_key = NULL
 WHERE tenant_id = :tenant AND conversation_id = :conversation
     AND position BETWEEN :start AND :end""")
 # What follows by position what moves away, follows it by a link from now on.
@@ -110,7 +112,7 @@ def begin_fork(db: Session, fork: UUID, last: Message) -> None:
     """Let the history of a new conversation be the one that ends with a message."""
     parameters = {"tenant": tenant_of(db), "conversation": fork, "position": last.position}
     db.execute(_BEGIN_FORK, {**parameters, "id": last.id})
-    recount(db, fork)
+    recount(db, fork, forks=False)
 
 
 def delete_conversation(db: Session, key: Literal["id", "thread_id"], value: UUID | str) -> bool:
@@ -168,16 +170,21 @@ def _bequeath(db: Session, conversation: UUID) -> None:
     There is room for it: a fork's own messages are numbered from behind what it shows.
     """
     parameters = {"tenant": tenant_of(db), "conversation": conversation}
-    for heir, forked_at in db.execute(_FORKS, parameters).all():
-        if lock(db, heir) is None:
-            continue
-        way = iter(ranges_to(db, forked_at))
-        beyond = None
-        for part in way:
-            if part.conversation_id != conversation:
-                beyond = part.last_id
-                break
-            db.execute(_LINK, {**parameters, "end": part.end, "id": part.last_id})
-            bounds = {"start": part.start, "end": part.end}
-            db.execute(_MOVE, {**parameters, **bounds, "heir": heir})
-        db.execute(_INHERIT, {**parameters, "heir": heir, "id": beyond})
+    while forks := db.execute(_FORKS, parameters).all():
+        for heir, forked_at in forks:
+            if lock(db, heir) is not None:
+                _leave_to(db, parameters, conversation, heir, forked_at)
+
+
+def _leave_to(
+    db: Session, parameters: Mapping[str, Any], conversation: UUID, heir: UUID, forked_at: UUID
+) -> None:
+    beyond = None
+    for part in ranges_to(db, forked_at):
+        if part.conversation_id != conversation:
+            beyond = part.last_id
+            break
+        db.execute(_LINK, {**parameters, "end": part.end, "id": part.last_id})
+        bounds = {"start": part.start, "end": part.end}
+        db.execute(_MOVE, {**parameters, **bounds, "heir": heir})
+    db.execute(_INHERIT, {**parameters, "heir": heir, "id": beyond})

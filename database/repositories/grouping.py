@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import MINYEAR, timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +95,9 @@ def groups_of(
     now = utcnow()
     if by in _STEPS and period.holds_more_than(_MOST_STEPS, _STEPS[by], now):
         raise InvalidValueError("since", f"must be at most {_MOST_STEPS:,} {by}s before the end")
+    if by in _STEPS and period.since is not None and period.since.year == MINYEAR:
+        # The group that it is in may begin before Python's calendar.
+        raise InvalidValueError("since", f"must be after the year {MINYEAR}")
     values = {
         **given,
         "tenant": tenant_of(db),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Uuid, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from database.repositories.bookkeeping import recount
+from database.repositories.bookkeeping import lock, lock_forks, recount
 from database.repositories.histories import read_path
 from database.session import tenant_of
 
@@ -108,6 +108,9 @@ WHERE theirs.tenant_id = :tenant AND theirs.user_id = ANY(:users) AND theirs.is_
     AND fork.tenant_id = :tenant AND fork.forked_at_id = gone.id
     AND (fork.user_id = ANY(:users)) IS NOT TRUE
 ORDER BY fork.id""")
+_LOCK_THEIRS = _statement("""
+SELECT count(*) FROM (SELECT FROM conversations
+WHERE tenant_id = :tenant AND user_id = ANY(:users) ORDER BY id FOR UPDATE) AS locked""")
 _DETACH = _statement("""
 UPDATE messages AS item SET parent_id = item.id
 FROM messages AS gone, conversations AS theirs, conversations AS ours
@@ -154,11 +157,19 @@ def unlink_deactivated(db: Session, conversation: UUID) -> None:
 
 @contextmanager
 def detaching_forks(db: Session, users: Sequence[UUID]) -> Iterator[None]:
-    """Delete users inside: other users' forks then begin with what is their own."""
+    """Delete users inside: other users' forks then begin with what is their own.
+
+    Locks the users' conversations, and the forks of these.
+    """
     parameters = {"tenant": tenant_of(db), "users": users}
+    db.execute(_LOCK_THEIRS, parameters)
     forks = db.scalars(_OTHERS_FORKS.columns(id=Uuid()), parameters).all()
+    for fork in forks:
+        if lock(db, fork) is not None:
+            lock_forks(db, fork)
     if forks:
         db.execute(_DETACH, parameters)
     yield
     for fork in forks:
-        recount(db, fork)
+        if lock(db, fork) is not None:
+            recount(db, fork)

@@ -12,8 +12,8 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from database.errors import InvalidValueError
 from database.models.base import uuid7
 from database.models.message import Message
-from database.repositories.appending import append_all, append_one, extend
-from database.repositories.bookkeeping import lock, move_head, recount
+from database.repositories.appending import append_all, append_one, extend, known_keys
+from database.repositories.bookkeeping import lock, lock_forks, move_head, recount
 from database.repositories.branching import (
     branch_at,
     locked,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
+    from database.models.conversation import Conversation
     from database.models.message import Role
 
 __all__ = ["MessageRepository"]
@@ -194,7 +195,7 @@ class MessageRepository(MessageReads):
         with transaction(db):
             old = cls.require(db, message_id)
             given = {"role": old.role, "extra_data": old.extra_data, **fields, "content": content}
-            return cls._branch(db, old, before(db, old.id), conversation_id, given)
+            return cls._branch(db, old, None, conversation_id, given)
 
     @classmethod
     def regenerate(
@@ -244,7 +245,8 @@ class MessageRepository(MessageReads):
     ) -> Message | None:
         """Take the newest message off the history; no two calls return the same one.
 
-        It is deleted, unless another branch or a fork shows it too. Locks the conversation.
+        It is deleted, unless another branch shows it too, or the conversation was ever forked.
+        Locks the conversation.
 
         Args:
             db: The session.
@@ -308,6 +310,7 @@ class MessageRepository(MessageReads):
             return int(purged)
         with transaction(db):
             lock(db, conversation)
+            lock_forks(db, conversation)
             unlink_deactivated(db, conversation)
             _, purged = db.execute(PURGE, {**parameters, "linked": True}).one()
             return int(purged)
@@ -350,11 +353,19 @@ class MessageRepository(MessageReads):
         """Delete a message for good, counting its conversation anew; tell whether there was one."""
         with transaction(db):
             message = cls.get(db, id)
-            if message is None:
+            conversation: Conversation | None = None
+            # While this waits for the lock, a fork may get the message.
+            while message is not None and (
+                conversation is None or conversation.id != message.conversation_id
+            ):
+                conversation = lock(db, message.conversation_id)
+                message = cls.get(db, id)
+            if message is None or conversation is None:
                 return False
-            conversation = lock(db, message.conversation_id)
-            changed = {message.conversation_id}
-            if conversation is not None and (conversation.is_branched or conversation.is_shared):
+            changed = {conversation.id}
+            if conversation.is_shared:
+                lock_forks(db, conversation.id)
+            if conversation.is_branched or conversation.is_shared:
                 changed.update(unlink(db, message.id))
             deleted = super().delete(db, id)
             for shown_in in sorted(changed):
@@ -370,10 +381,14 @@ class MessageRepository(MessageReads):
         conversation_id: UUID | str | None,
         given: Mapping[str, Any],
     ) -> Message:
+        """Append what follows a message; None is the one that the old message follows."""
         conversation = cls._place(db, old, conversation_id)
         message_in(db, locked(db, conversation), old, "message_id")
-        move_head(db, conversation, follows)
-        recount(db, conversation)
+        key = given.get("idempotency_key")
+        if key is not None and (known := known_keys(db, conversation, [key])):
+            return known[key]
+        move_head(db, conversation, follows or before(db, old.id))
+        recount(db, conversation, forks=False)
         return cls.append_many(db, conversation, [given])[0]
 
     @classmethod
@@ -422,11 +437,20 @@ class MessageRepository(MessageReads):
             found = lock(db, conversation)
             parameters = {"tenant": tenant_of(db), "conversation": conversation}
             changed = db.connection().execute(statement, parameters).rowcount
-            is_fork = ids is None and found is not None and found.forked_at_id is not None
-            if found is not None and is_fork and (found.head_id is None) is active:
+            if ids is None and found is not None and _is_to_move(found, active=active):
                 # What it shares is not its own to hide: it leaves that, and comes back to it.
                 move_head(db, conversation, newest_of(db, found) if active else None)
                 recount(db, conversation)
             elif changed:
                 recount(db, conversation)
             return changed
+
+
+def _is_to_move(conversation: Conversation, *, active: bool) -> bool:
+    """Tell whether to hide or to show all messages moves the head: away from a fork's, and back.
+
+    Back also where the fork has inherited since what it shared.
+    """
+    if active:
+        return conversation.is_branched and conversation.head_id is None
+    return conversation.forked_at_id is not None and conversation.head_id is not None

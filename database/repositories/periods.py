@@ -63,12 +63,11 @@ def _zone(name: object) -> tuple[str, tzinfo]:
 
 
 def _moment(field: str, value: object, zone: tzinfo) -> datetime | None:
-    if isinstance(value, datetime):
-        if value.utcoffset() is not None:
-            return value
-    elif isinstance(value, date):
-        # Midnight, the first one of two; where there is none, it is the moment that it would be.
-        return datetime.combine(value, time(), zone)
-    elif value is None:
+    if value is None:
         return None
-    raise InvalidValueError(field, "must be a date, or a datetime with a time zone")
+    if isinstance(value, date) and not isinstance(value, datetime):
+        # Midnight, the first one of two; where there is none, it is the moment that it would be.
+        value = datetime.combine(value, time(), zone)
+    if not isinstance(value, datetime) or value.utcoffset() is None:
+        raise InvalidValueError(field, "must be a date, or a datetime with a time zone")
+    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime
 from datetime import timezone as timezone_of
@@ -146,7 +147,8 @@ class StatsRepository:
 def _stats(by: Grouping | None, period: Period, row: Sequence[Any]) -> MessageStats:
     key, label, *counts = row
     if by == "hour":
-        key = key.astimezone(period.zone)
+        with suppress(OverflowError):  # there it is after Python's calendar
+            key = key.astimezone(period.zone)
         # Of one zone's times the two in an hour that comes twice would be equal.
         key = key.replace(tzinfo=timezone_of(key.utcoffset()))
         label = key.isoformat(timespec="minutes")

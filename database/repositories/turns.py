@@ -31,6 +31,8 @@ def read_turns(db: Session, conversation: UUID, bounds: Mapping[str, Any]) -> li
         if call is None:
             break
         turn = read_history(db, conversation, {**lower, "end": call.position, "turns": 1})
+        if not turn:
+            break  # It was deleted meanwhile.
         found = read_history(db, conversation, {**within, "start": turn[0].position})
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Uuid, any_, bindparam, delete, exists, update
+from sqlalchemy import Uuid, any_, bindparam, delete, false, func, select, update
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from database.errors import AlreadyExistsError, InvalidReferenceError
@@ -59,16 +59,19 @@ _TOUCH = (
     .returning(User.id)
     .execution_options(synchronize_session=False, names_tenant=True)
 )
+# Locked, a conversation tells whether it was forked while this waited; a subquery would not.
+_THEIRS = (
+    select(Conversation.is_shared)
+    .where(Conversation.tenant_id == bindparam("tenant"), Conversation.user_id == bindparam("key"))
+    .with_for_update()
+    .cte("theirs")
+)
 _DELETE_UNSHARED = (
     delete(User)
     .where(
         User.tenant_id == bindparam("tenant"),
         User.id == bindparam("key"),
-        ~exists().where(
-            Conversation.tenant_id == User.tenant_id,
-            Conversation.user_id == User.id,
-            Conversation.is_shared,
-        ),
+        ~select(func.coalesce(func.bool_or(_THEIRS.c.is_shared), false())).scalar_subquery(),
     )
     .returning(User.id)
     .execution_options(synchronize_session=False, names_tenant=True)

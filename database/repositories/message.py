@@ -354,12 +354,14 @@ class MessageRepository(MessageReads):
         with transaction(db):
             message = cls.get(db, id)
             conversation: Conversation | None = None
-            # While this waits for the lock, a fork may get the message.
-            while message is not None and (
-                conversation is None or conversation.id != message.conversation_id
-            ):
+            while message is not None:
                 conversation = lock(db, message.conversation_id)
+                if conversation is not None and not conversation.is_shared:
+                    break
+                # While this waited for the lock, a fork may have got the message.
                 message = cls.get(db, id)
+                if conversation and message and message.conversation_id == conversation.id:
+                    break
             if message is None or conversation is None:
                 return False
             changed = {conversation.id}

@@ -120,14 +120,15 @@ async def test_a_cancelled_call_waits_for_its_outcome(tenant: str, gate: Gate, t
 
 
 async def test_a_timeout_waits_for_the_outcome_too(tenant: str, gate: Gate) -> None:
-    async def open_later() -> None:
+    async def expire(limit: asyncio.Timeout) -> None:
         await gate.has_begun()
+        limit.reschedule(asyncio.get_running_loop().time())
         await asyncio.sleep(0.1)
         gate.opened.set()
 
-    opening = asyncio.create_task(open_later())
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.01):
+        async with asyncio.timeout(None) as limit:
+            opening = asyncio.create_task(expire(limit))
             await in_worker_thread(gate, tenant_id=tenant)
     assert gate.opened.is_set()
     assert threads_of(tenant) == ["first", "second"]

@@ -110,6 +110,7 @@ def test_an_extension_that_is_gone(fresh: psycopg.Connection) -> None:
         "CREATE POLICY open ON contexts FOR SELECT USING (true)",
         "CREATE POLICY open ON contexts FOR INSERT WITH CHECK (true)",
         "ALTER POLICY tenant_isolation ON contexts USING (true)",
+        "DROP POLICY tenant_isolation ON contexts",
     ],
 )
 def test_a_hole_in_row_level_security(fresh: psycopg.Connection, hole: str) -> None:
@@ -139,6 +140,12 @@ def test_a_missing_index(fresh: psycopg.Connection) -> None:
     found = findings(status=1)
     assert found["tables and indexes"] == ("failure", "missing index: ix_users_created_at_id")
     without_failure("tables and indexes", found)
+
+
+def test_a_missing_function(fresh: psycopg.Connection) -> None:
+    fresh.execute("DROP FUNCTION search_messages")
+    found = findings(status=1)
+    assert "missing function: search_messages" in found["tables and indexes"][1]
 
 
 def test_an_invalid_index(fresh: psycopg.Connection) -> None:

@@ -542,3 +542,15 @@ def test_streaming_into_a_history(db: TenantSession) -> None:
     assert first == HumanMessage("Rome")
     assert isinstance(second, AIMessage)
     assert second.tool_calls[0]["args"] == {"city": "Rome"}
+
+
+class Odd(BaseMessage):
+    """A message of a kind that LangChain does not know."""
+
+    type: str = "odd"
+
+
+def test_a_kind_that_cannot_be_read_back_is_refused(history: History) -> None:
+    with pytest.raises(InvalidValueError, match=r"^messages: must be of a kind that LangChain"):
+        history.add_messages([Odd(content="hi")])
+    assert history.messages == []

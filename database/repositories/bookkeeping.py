@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
     from sqlalchemy.sql.dml import ReturningUpdate
 
-__all__ = ["PREVIEW", "lock", "move_head", "recount"]
+__all__ = ["PREVIEW", "lock", "lock_forks", "move_head", "recount"]
 
 PREVIEW = 200
 """How many characters of the newest message a conversation shows."""

@@ -6,6 +6,7 @@ Tests commit for real; what keeps them apart is what keeps applications' tenants
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,6 +112,12 @@ def empty_url(server: str) -> Iterator[str]:
     """The URL of a database without any table."""
     with database_of(server, None) as url:
         yield url
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Children can be interrupted: they would ignore SIGINT with us, when run in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

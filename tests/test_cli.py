@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -74,6 +75,7 @@ def read_until(terminal: int, end: bytes | None) -> str:
     """What a terminal shows, until it shows something, or until its program has ended."""
     shown = b""
     while end is None or end not in shown:
+        assert select.select([terminal], [], [], 60)[0], shown
         try:
             shown += os.read(terminal, 65536)
         except OSError:  # nobody has it open any more

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
@@ -242,7 +243,8 @@ def test_threads_end_with_their_engine(tenant: str, fresh_url: str) -> None:
     assert ended.is_alive()
     engine.dispose()
     del engine, own
-    for _ in range(100):  # the thread may just be letting go of its call
+    deadline = time.monotonic() + WAIT
+    while ended.is_alive():  # it may just be letting go of its call
+        assert time.monotonic() < deadline
         gc.collect()
-        ended.join(WAIT / 100)
-    assert not ended.is_alive()
+        ended.join(0.1)

@@ -113,6 +113,11 @@ def empty_url(server: str) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
 @pytest.fixture(autouse=True)
 def configured(worker_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The library, configured for this worker's database and by nothing else."""

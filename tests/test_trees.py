@@ -116,8 +116,11 @@ def test_more_than_one_statement_takes(db: TenantSession) -> None:
     assert [message.id for message in history] == [m.id for m in [*made[:5401], made[-1]]]
 
 
-@pytest.mark.parametrize("follows", [[0, 0], [None, 1], [None, 2], [None, -1], [None], [None] * 3])
-def test_what_is_no_tree(db: TenantSession, follows: Follows) -> None:
+@pytest.mark.parametrize(
+    "follows",
+    [[0, 0], [None, 1], [None, 2], [None, -1], [None, "0"], [None, False], [None], [None] * 3],
+)
+def test_what_is_no_tree(db: TenantSession, follows: Any) -> None:
     conversation = ConversationRepository.create(db).id
     with pytest.raises(InvalidValueError, match="follows"):
         MessageRepository.append_tree(db, conversation, [said("a"), said("b")], follows=follows)

@@ -67,8 +67,9 @@ def append_tree(
 def _check(rows: Sequence[Mapping[str, Any]], follows: Sequence[int | None]) -> None:
     if len(follows) != len(rows):
         raise InvalidValueError("follows", "must have an entry for each message")
-    if any(parent is not None and not 0 <= parent < n for n, parent in enumerate(follows)):
-        raise InvalidValueError("follows", "must be numbers of earlier messages, or None")
+    for n, parent in enumerate(follows):
+        if parent is not None and (type(parent) is not int or not 0 <= parent < n):
+            raise InvalidValueError("follows", "must be numbers of earlier messages, or None")
     if any(row.get("idempotency_key") is not None for row in rows):
         # The message that has a key already stands in another place.
         raise InvalidValueError("idempotency_key", "must be None in a tree")

@@ -108,7 +108,7 @@ def _compare(
 
 def _effort(arguments: argparse.Namespace, seconds: float, fewest: int) -> Effort:
     if arguments.quick:
-        return Effort(seconds / 15, arguments.rounds, 3)
+        return Effort(seconds / 15, arguments.rounds, 3, warm_up=10)
     return Effort(seconds, arguments.rounds, fewest)
 
 

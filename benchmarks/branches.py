@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 from uuid import UUID
 
 from benchmarks.harness import Contender, repeat
@@ -21,11 +22,12 @@ _EDITS = 20
 def branched(site: Site) -> Iterator[list[Contender]]:
     with site.session() as db:
         linear = ConversationRepository.create(db).id
-        MessageRepository.append_many(db, linear, messages(_MESSAGES))
-        edited = _with_edits(db)
+        rows = messages(site.scaled(_MESSAGES))
+        MessageRepository.append_many(db, linear, rows)
+        edited = _with_edits(db, rows)
         fork = ConversationRepository.fork(db, linear).id
         shown = {len(MessageRepository.history(db, way)) for way in (linear, edited, fork)}
-        assert shown == {_MESSAGES}
+        assert shown == {len(rows)}
         yield [
             Contender(
                 f"{name}{part}",
@@ -36,12 +38,11 @@ def branched(site: Site) -> Iterator[list[Contender]]:
         ]
 
 
-def _with_edits(db: TenantSession) -> UUID:
+def _with_edits(db: TenantSession, rows: list[dict[str, Any]]) -> UUID:
     """Make a conversation of as many messages, in as many branches as there are edits."""
     conversation = ConversationRepository.create(db).id
-    rows = messages(_MESSAGES)
-    step = _MESSAGES // _EDITS
-    for start in range(0, _MESSAGES, step):
+    step = len(rows) // _EDITS
+    for start in range(0, len(rows), step):
         *_, last = MessageRepository.append_many(db, conversation, rows[start : start + step])
         MessageRepository.edit(db, last.id, content=last.content)
     return conversation

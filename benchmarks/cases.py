@@ -116,6 +116,17 @@ _PYDANTIC_AI = (
     ),
 )
 
+_THREADS = (
+    Case(
+        "threads",
+        works.threads,
+        (
+            Claim("8 threads append by a pool", _SHARE_OF_THROUGHPUT),
+            Claim("  a session each time", ours="ours, a session each time"),
+        ),
+    ),
+)
+
 CASES = (
     Case(
         "append",
@@ -163,14 +174,7 @@ CASES = (
         ),
     ),
     Case("get-or-create", works.get_or_create, (Claim("get_or_create, existing user", 2.5),)),
-    Case(
-        "threads",
-        works.threads,
-        (
-            Claim("8 threads append by a pool", _SHARE_OF_THROUGHPUT),
-            Claim("  a session each time", ours="ours, a session each time"),
-        ),
-    ),
+    *(_THREADS if find_spec("psycopg_pool") else ()),
     Case("authenticate", notes.authenticate, (Claim("authenticate by an API key", 2.5),)),
     Case("store", notes.store, (Claim("store a context", 1.8),)),
     Case("store-many", notes.store_many, (Claim("store_many of 1,000", 1.2),)),
@@ -202,7 +206,7 @@ CASES = (
     Case("recall-user", memories.recall_user, (Claim("recall of a user's 500", 1.5),)),
     Case("recall-small", memories.recall_small, (Claim("recall in 1 of 100 tenants", 1.5),)),
     Case("add-many", memories.add_many, (Claim("add_many of 10,000 memories", 0.8),), fewest=2),
-    *(_AGENTS if find_spec("agents") else ()),
+    *(_AGENTS if find_spec("agents") and find_spec("greenlet") else ()),
     *(_LANGCHAIN if find_spec("langchain_postgres") else ()),
     *(_PYDANTIC_AI if find_spec("pydantic_ai") else ()),
     Case(

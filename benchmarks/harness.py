@@ -14,7 +14,6 @@ __all__ = ["Contender", "Effort", "Timings", "measure", "repeat"]
 
 _PRESSURE = Path("/proc/pressure/cpu")
 _ROUND_SECONDS = 0.02
-_WARM_UP_CALLS = 20  # a statement is prepared from its sixth use on
 _LONG_CALL_SECONDS = 0.05
 
 
@@ -32,11 +31,17 @@ class Contender:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: a time for each case, at most so many rounds, at least so many."""
+    """How long to measure: a time for each case, at most so many rounds, at least so many.
+
+    Attributes:
+        warm_up: How many calls of each contender come before; a statement is prepared from its
+            sixth use on.
+    """
 
     seconds: float
     rounds: int
     fewest: int = 5
+    warm_up: int = 40
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def measure(contenders: Sequence[Contender], effort: Effort) -> Timings:
     Of the rounds those count in which the machine was least busy otherwise: the quieter half, by
     how long processes waited for a processor.
     """
-    calls = {contender.name: _calls(contender) for contender in contenders}
+    calls = {contender.name: _calls(contender, effort.warm_up // 2) for contender in contenders}
     rounds: list[tuple[float, dict[str, float]]] = []
     # What exists by now is nobody's garbage: collections shall look at the rounds' objects only.
     gc.collect()
@@ -112,14 +117,14 @@ def _waited() -> float:
         return 0.0
 
 
-def _calls(contender: Contender) -> int:
+def _calls(contender: Contender, times: int) -> int:
     """Warm a contender up; return how many calls make a round."""
     _time(contender, 1)  # connects
     alone = _time(contender, 1)
     if alone > _LONG_CALL_SECONDS:
         return 1
-    _time(contender, _WARM_UP_CALLS)
-    each = _time(contender, _WARM_UP_CALLS) / _WARM_UP_CALLS
+    _time(contender, times)
+    each = _time(contender, times) / times
     return max(1, round(_ROUND_SECONDS / each))
 
 

@@ -36,7 +36,7 @@ MEMORIES = 100_000
 _OF_USER = 500
 _TENANTS, _OF_TENANT = 100, 500
 _CLUSTERS = 200
-_SMALL = "small-7"
+_SMALL = "small-0"
 _CANDIDATES = 100
 
 _COLUMNS = "m.id, m.content, m.memory_type, m.importance, m.metadata, m.last_accessed_at"
@@ -70,8 +70,10 @@ class Store:
     def use(self) -> None:
         database.configure(url=self.url, tenant_id=TENANT, embedding_dimensions=DIMENSIONS)
 
-    def raw(self) -> Raw:
-        return Raw(psycopg.connect(plain(self.url), autocommit=True), TENANT, role="")
+    @contextmanager
+    def raw(self) -> Iterator[Raw]:
+        with psycopg.connect(plain(self.url), autocommit=True) as connection:
+            yield Raw(connection, TENANT, role="")
 
 
 def vectors(count: int, seed: int) -> Iterator[list[float]]:
@@ -93,7 +95,7 @@ def _centres() -> list[list[float]]:
     return [[chosen.gauss(0, 0.06) for _ in range(DIMENSIONS)] for _ in range(_CLUSTERS)]
 
 
-def fill(url: str, memories: int = MEMORIES, tenants: int = _TENANTS) -> Store:
+def fill(url: str, memories: int, tenants: int) -> Store:
     """Fill a database, by COPY as the owner; build the index afterwards."""
     database.configure(url=url, tenant_id=TENANT, embedding_dimensions=DIMENSIONS)
     database.init_db()
@@ -151,16 +153,17 @@ def recall_small(site: Site) -> Iterator[list[Contender]]:
 def _recall(
     site: Site, tenant: str, scope: str, filters: Callable[[Store], dict[str, Any]]
 ) -> Iterator[list[Contender]]:
-    store = site.filled("memories", lambda: fill(site.spare))
+    store = site.filled(
+        "memories", lambda: fill(site.spare, site.scaled(MEMORIES), site.scaled(_TENANTS))
+    )
     store.use()
-    raw = store.raw()
     statement = _NEAREST.format(scope=scope)
     asked = list(vectors(50, 12345))
     texts = [orjson.dumps(vector).decode() for vector in asked]
     chosen = Random(6)
-    # The hand-written SQL needs it too, and sends it with the statement.
-    raw.connection.execute("SET hnsw.iterative_scan = 'strict_order'")
-    with SessionLocal(tenant_id=tenant) as db:
+    with store.raw() as raw, SessionLocal(tenant_id=tenant) as db:
+        # The hand-written SQL needs it too, and sends it with the statement.
+        raw.connection.execute("SET hnsw.iterative_scan = 'strict_order'")
         options = filters(store)
 
         def ours(**more: Any) -> Callable[[int], None]:
@@ -191,58 +194,59 @@ def _quality(
     found = total = 0
     condition = "AND user_id = %(user)s" if options else ""
     tenant = db.info["database.tenant"]
-    exact = store.raw().connection
-    exact.execute("SET enable_indexscan = off")
-    for vector in asked:
-        parameters = {
-            "tenant": tenant,
-            "user": store.user,
-            "embedding": orjson.dumps(vector).decode(),
-        }
-        rows = exact.execute(_EXACT.format(scope=condition).encode(), parameters).fetchall()
-        recalled = MemoryRepository.recall(
-            db, embedding=vector, weights=(1, 0, 0), touch=False, **options
-        )
-        found += len({row[0] for row in rows} & {one.memory.id for one in recalled})
-        total += len(rows)
-    exact.close()
+    with store.raw() as raw:
+        exact = raw.connection
+        exact.execute("SET enable_indexscan = off")
+        for vector in asked:
+            parameters = {
+                "tenant": tenant,
+                "user": store.user,
+                "embedding": orjson.dumps(vector).decode(),
+            }
+            rows = exact.execute(_EXACT.format(scope=condition).encode(), parameters).fetchall()
+            recalled = MemoryRepository.recall(
+                db, embedding=vector, weights=(1, 0, 0), touch=False, **options
+            )
+            found += len({row[0] for row in rows} & {one.memory.id for one in recalled})
+            total += len(rows)
     return found / total
 
 
 @contextmanager
 def add_many(site: Site) -> Iterator[list[Contender]]:
     # Not where 100,000 are already: each would take ten times as long, nearly all of it the index.
-    url = make_url(site.url).set(database="adding").render_as_string(hide_password=False)
-    with psycopg.connect(plain(site.url), autocommit=True) as admin:
-        admin.execute("CREATE DATABASE adding")
-    store = fill(url, memories=0, tenants=0)
-    store.use()
-    raw = store.raw()
-    many = list(vectors(10_000, 99))
-    now = datetime.now(UTC)
-    with SessionLocal() as db:
-        mine = ConversationRepository.create(db).id
-        numbers = iter(range(1, 10_000_000))
-        other = ConversationRepository.create(db).id
+    with _empty_database(site) as url:
+        store = fill(url, memories=0, tenants=0)
+        store.use()
+        many = list(vectors(site.scaled(10_000), 99))
+        now = datetime.now(UTC)
+        with store.raw() as raw, SessionLocal() as db:
+            mine = ConversationRepository.create(db).id
+            numbers = iter(range(1, 10_000_000))
+            other = ConversationRepository.create(db).id
+            text = f"Memory of {now}"
 
-        def theirs() -> None:
-            rows = [
-                (
-                    TENANT,
-                    uuid7(),
-                    other,
-                    next(numbers),
-                    f"Memory of {now}",
-                    0.5,
-                    orjson.dumps(v).decode(),
-                )
-                for v in many
+            def theirs() -> None:
+                rows = [
+                    (TENANT, uuid7(), other, next(numbers), text, 0.5, orjson.dumps(v).decode())
+                    for v in many
+                ]
+                raw.execute_many(_ADD, rows)
+
+            items = [{"content": text, "embedding": vector} for vector in many]
+            yield [
+                Contender("ours", repeat(lambda: MemoryRepository.add_many(db, mine, items))),
+                Contender("raw", repeat(theirs)),
             ]
-            raw.execute_many(_ADD, rows)
+        database.close_db()
 
-        items = [{"content": f"Memory of {now}", "embedding": vector} for vector in many]
-        yield [
-            Contender("ours", repeat(lambda: MemoryRepository.add_many(db, mine, items))),
-            Contender("raw", repeat(theirs)),
-        ]
-    database.close_db()
+
+@contextmanager
+def _empty_database(site: Site) -> Iterator[str]:
+    name = f"adding_{uuid7().hex}"
+    with psycopg.connect(plain(site.url), autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name}".encode())
+        try:
+            yield make_url(site.url).set(database=name).render_as_string(hide_password=False)
+        finally:
+            admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
-from itertools import count
+from itertools import accumulate, count
 from random import Random
 from typing import Any
 from uuid import UUID
@@ -63,12 +63,12 @@ WHERE k.tenant_id = %s AND k.key_hash = %s AND k.revoked_at IS NULL AND u.is_act
 _VOCABULARY = [
     "".join(Random(n).choices("abcdefghijklmnopqrstuvwxyz", k=3 + n % 8)) for n in range(20_000)
 ]
-_LIKELY = [1 / (n + 1) for n in range(len(_VOCABULARY))]
+_LIKELY = list(accumulate(1 / (n + 1) for n in range(len(_VOCABULARY))))
 
 
 def note(number: int, chosen: Random) -> dict[str, Any]:
     """Return a note's content, about 350 characters."""
-    words = chosen.choices(_VOCABULARY, _LIKELY, k=40)
+    words = chosen.choices(_VOCABULARY, cum_weights=_LIKELY, k=40)
     if number % 5 == 0:
         words.append("common")
     if number % 25_000 == 0:
@@ -134,7 +134,7 @@ def store(site: Site) -> Iterator[list[Contender]]:
 @contextmanager
 def store_many(site: Site) -> Iterator[list[Contender]]:
     mine, chosen = site.raw(), Random(3)
-    contents = [note(number, chosen) for number in range(1_000)]
+    contents = [note(number, chosen) for number in range(site.scaled(1_000))]
     with site.session() as db:
         user = UserRepository.create(db).id
 
@@ -171,7 +171,7 @@ def search_tenant(site: Site) -> Iterator[list[Contender]]:
 
 
 def _search(site: Site, scope: str) -> Iterator[list[Contender]]:
-    user = site.filled("notes", lambda: fill(site.url, "notes", CONTEXTS))
+    user = site.filled("notes", lambda: fill(site.url, "notes", site.scaled(CONTEXTS)))
     owner, app = site.raw("notes", role=""), site.raw("notes")
     statement = _RANKED.format(scope=scope)
     parameters = {"tenant": "notes", "user": user, "query": RARE}
@@ -196,7 +196,7 @@ def authenticate(site: Site) -> Iterator[list[Contender]]:
     with site.session() as db:
         user = UserRepository.create(db).id
         secret = ApiKeyRepository.create(db, user).secret
-        for _ in range(1_000):
+        for _ in range(site.scaled(1_000)):
             ApiKeyRepository.create(db, user, name=secrets.token_hex(4))
         wanted = (TENANT, sha256(secret.encode()).digest())
         yield [

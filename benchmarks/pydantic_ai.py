@@ -34,7 +34,7 @@ def load(site: Site) -> Iterator[list[Contender]]:
     store = PostgresConversationStore(tenant_id=TENANT)
     with site.session() as db:
         chat = ConversationRepository.create(db)
-        append_history(db, chat.id, _conversation())
+        append_history(db, chat.id, _conversation(site.scaled(_TURNS)))
         head = str(MessageRepository.history(db, chat.id, limit=1)[0].id)
         bodies = [body.data for body in MessageRepository.bodies(db, chat.id)]
         joined = b"[" + b",".join(filter(None, bodies)) + b"]"
@@ -64,7 +64,7 @@ def append(site: Site) -> Iterator[list[Contender]]:
     from database.integrations.pydantic_ai import append_history
     from database.integrations.pydantic_ai.rows import rows_of
 
-    turn = _conversation()[:4]
+    turn = _conversation(1)
     rows = rows_of(turn)
     with site.session() as db:
         ours, theirs = cycle(site.ours), cycle(site.theirs)
@@ -77,7 +77,7 @@ def append(site: Site) -> Iterator[list[Contender]]:
         ]
 
 
-def _conversation() -> list[ModelMessage]:
+def _conversation(turns: int) -> list[ModelMessage]:
     """Return turns with a tool, as an agent has them."""
     from pydantic_ai.messages import (
         ModelRequest,
@@ -89,7 +89,7 @@ def _conversation() -> list[ModelMessage]:
     )
     from pydantic_ai.usage import RequestUsage
 
-    said = messages(2 * _TURNS)
+    said = messages(2 * turns)
     usage = RequestUsage(input_tokens=1200, output_tokens=300)
     found: list[ModelMessage] = []
     for number, (asked, answered) in enumerate(zip(said[::2], said[1::2], strict=True)):

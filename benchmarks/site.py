@@ -30,7 +30,7 @@ from database import (
 if TYPE_CHECKING:
     from database.embedded import EmbeddedServer
 
-__all__ = ["EMAIL", "TENANT", "THREADS", "Site", "messages", "plain", "serving", "sites"]
+__all__ = ["EMAIL", "TENANT", "THREADS", "Site", "filled", "messages", "plain", "serving", "sites"]
 
 T = TypeVar("T")
 
@@ -60,6 +60,8 @@ class Site:
     theirs: list[UUID]
     spare: str
     """The URL of an empty database."""
+    scale: float = 1
+    """Which share of these numbers there really is: less shows whether all works run."""
     _open: list[psycopg.Connection] = field(default_factory=list, init=False)
     _filled: dict[str, Any] = field(default_factory=dict, init=False)
 
@@ -73,6 +75,10 @@ class Site:
     def raw(self, tenant: str = TENANT, *, role: str = "database_app") -> Raw:
         self._open.append(psycopg.connect(plain(self.url), autocommit=True))
         return Raw(self._open[-1], tenant, role=role)
+
+    def scaled(self, count: int) -> int:
+        """Return how many there are here of what there are so many of at full size."""
+        return round(count * self.scale)
 
     def filled(self, name: str, fill: Callable[[], T]) -> T:
         """Fill what only some of the works need, the first time that one of them does."""
@@ -136,7 +142,7 @@ def sites() -> Iterator[tuple[Site, Site, str]]:
     with serving() as (server, admin):
         admin.execute("CREATE DATABASE fast")
         admin.execute("CREATE DATABASE spare")
-        fast = _filled(server.url("fast"), server.url("spare"))
+        fast = filled(server.url("fast"), server.url("spare"))
         admin.execute("CREATE DATABASE safe TEMPLATE fast")
         admin.execute("CREATE DATABASE peers")
         admin.execute("ALTER DATABASE fast SET synchronous_commit = off")
@@ -147,7 +153,8 @@ def sites() -> Iterator[tuple[Site, Site, str]]:
         safe.close()
 
 
-def _filled(url: str, spare: str) -> Site:
+def filled(url: str, spare: str, scale: float = 1) -> Site:
+    """Migrate and fill a database, and return its site."""
     database.configure(url=url, tenant_id=TENANT)
     database.init_db()
     newest = datetime.now(UTC)
@@ -160,13 +167,13 @@ def _filled(url: str, spare: str) -> Site:
                 "title": f"Conversation {number}",
                 "updated_at": newest - timedelta(minutes=number),
             }
-            for number in range(_CONVERSATIONS)
+            for number in range(round(_CONVERSATIONS * scale))
         ]
-        for start in range(0, _CONVERSATIONS, 1000):
+        for start in range(0, len(listed), 1000):
             ConversationRepository.create_many(db, listed[start : start + 1000])
         others = [ConversationRepository.create(db).id for _ in range(130)]
         history, text, *appended = others
-        many = messages(_HISTORY)
+        many = messages(round(_HISTORY * scale))
         MessageRepository.append_many(db, history, many)
         MessageRepository.append_many(
             db, text, [{"role": one["role"], "content": one["content"]} for one in many]
@@ -174,7 +181,7 @@ def _filled(url: str, spare: str) -> Site:
     database.close_db()
     with psycopg.connect(plain(url), autocommit=True) as connection:
         connection.execute("VACUUM ANALYZE")
-    return Site(url, user, history, text, appended[::2], appended[1::2], spare)
+    return Site(url, user, history, text, appended[::2], appended[1::2], spare, scale)
 
 
 def _metadata(number: int) -> dict[str, Any]:

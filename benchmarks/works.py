@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from itertools import cycle
 from uuid import UUID
 
-from psycopg_pool import ConnectionPool
-
 from benchmarks import raw
 from benchmarks.harness import Contender, repeat
 from benchmarks.raw import Raw
@@ -33,7 +31,6 @@ __all__ = [
 ]
 
 _ONE = messages(2)[1]
-_TEN_THOUSAND = messages(10_000)
 _PAGE = 50
 _BASE = "import sqlalchemy.orm, sqlalchemy.dialects.postgresql.psycopg, psycopg"
 
@@ -102,14 +99,14 @@ def whole(site: Site) -> Iterator[list[Contender]]:
 
 @contextmanager
 def bulk(site: Site) -> Iterator[list[Contender]]:
-    mine = site.raw()
+    mine, many = site.raw(), messages(site.scaled(10_000))
     with site.session() as db:
         yield [
             Contender(
                 "ours",
-                repeat(lambda: MessageRepository.append_many(db, site.ours[0], _TEN_THOUSAND)),
+                repeat(lambda: MessageRepository.append_many(db, site.ours[0], many)),
             ),
-            Contender("raw", repeat(lambda: mine.append_many(site.theirs[0], _TEN_THOUSAND))),
+            Contender("raw", repeat(lambda: mine.append_many(site.theirs[0], many))),
         ]
 
 
@@ -118,7 +115,7 @@ def listing(site: Site) -> Iterator[list[Contender]]:
     mine = site.raw()
     with site.session() as db:
         cursor, last = None, None
-        for _ in range(99):
+        for _ in range(site.scaled(100) - 1):
             page = ConversationRepository.list_by_user(db, site.user, limit=_PAGE, cursor=cursor)
             cursor, last = page.next_cursor, page.items[-1]
         assert last is not None
@@ -150,6 +147,8 @@ def get_or_create(site: Site) -> Iterator[list[Contender]]:
 
 @contextmanager
 def threads(site: Site) -> Iterator[list[Contender]]:
+    from psycopg_pool import ConnectionPool
+
     def in_threads(call: Callable[[int, int], None]) -> Callable[[int], float]:
         def run(times: int) -> float:
             each = -(-times // THREADS)
@@ -189,10 +188,12 @@ def threads(site: Site) -> Iterator[list[Contender]]:
 
 
 @contextmanager
-def importing(_: Site) -> Iterator[list[Contender]]:
+def importing(site: Site) -> Iterator[list[Contender]]:
     with tempfile.TemporaryDirectory() as compiled:
         # The first import compiles; in containers the others often do too, and that is not wanted.
-        environment = {**os.environ, "PYTHONPYCACHEPREFIX": compiled}
+        environment = dict(os.environ)
+        if site.scale == 1:
+            environment["PYTHONPYCACHEPREFIX"] = compiled
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
 
         def fresh(statement: str) -> Callable[[int], float]:

@@ -16,7 +16,12 @@ from alembic.util import CommandError
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from database.errors import ConfigurationError, SchemaOutdatedError, TransientError
+from database.errors import (
+    ConfigurationError,
+    InvalidValueError,
+    SchemaOutdatedError,
+    TransientError,
+)
 from database.translate import translate
 from database.units import translated
 
@@ -158,11 +163,33 @@ def init_db() -> None:
 def render_sql(revision: str, output: TextIO, *, settings: Settings | None = None) -> None:
     """Write the SQL of an upgrade from nothing, or of a span "from:to", without a database.
 
+    Where "to" is older than "from", or a step such as -1, it is the SQL of a downgrade.
+
     Raises:
         ConfigurationError: There is no such revision.
+        InvalidValueError: The span has no end, or ends where it begins.
     """
+    config = alembic_config(settings, output)
+    start, _, end = revision.rpartition(":")
     with _migrating():
-        command.upgrade(alembic_config(settings, output), revision, sql=True)
+        places = {"base": 0, **{r.revision: n for n, r in enumerate(revisions()[::-1], 1)}}
+        start = _revision_named(start or "base")
+        if end.startswith(("+", "-")):
+            down = end.startswith("-")
+        else:
+            end = _revision_named(end)
+            down = places[end] < places[start]
+        if start == end:
+            raise InvalidValueError("revision", "must go from one revision to another")
+        migrate = command.downgrade if down else command.upgrade
+        migrate(config, f"{start}:{end}", sql=True)
+
+
+def _revision_named(name: str) -> str:
+    if not name:
+        raise InvalidValueError("revision", "must be REVISION or FROM:TO")
+    found = ScriptDirectory.from_config(alembic_config()).get_revisions(name)
+    return found[0].revision if found else "base"
 
 
 def installed_revision() -> str | None:

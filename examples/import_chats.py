@@ -13,7 +13,8 @@ where the data goes; without it, into the embedded server.
 
 - An item without an id is named by the digest of its content: the same item twice is one.
 - Messages get ids of their own, for ChatGPT repeats ids where one chat goes on from another. The
-  source's are in extra_data, with all that has no column.
+  source's are in extra_data, with all that has no column. So is the full name of a model, or id of
+  a tool call, of more than 255 characters; its column has a cut one that ends with its digest.
 - ChatGPT's messages without content (most are hidden system messages) are left out. What it tells
   the model of the user is a system message; thoughts are a message's thinking.
 - With --email or --user the conversations are that user's. --email makes the user if need be.
@@ -43,7 +44,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from uuid import UUID
 
-from chat_formats import Chat, chat_of  # the files beside this one
+from chat_formats import chat_of  # the files beside this one
 from importing import CHUNK_BYTES, elements, lines, reason, report, tenant, unit
 from rich.console import Console
 from rich.progress import Progress
@@ -60,6 +61,7 @@ from database import (
 )
 
 if TYPE_CHECKING:
+    from chats import Chat
     from sqlalchemy.orm import Session
 
 TABLES = ("conversations", "messages")
@@ -105,14 +107,11 @@ def write(chat: Chat, user_id: UUID | None, db: Session) -> Conversation | None:
         metadata={**chat.metadata, "digest": chat.digest},
         **known,
     ).id
-    ids: list[UUID] = []
-    for before, messages in chat.chains():
-        if ids:
-            at = ids[before] if before >= 0 else None
-            ConversationRepository.branch(db, conversation, at=at)
-        ids += [message.id for message in MessageRepository.append_many(db, conversation, messages)]
-    if chat.head != len(ids) - 1:
-        at = ids[chat.head] if chat.head >= 0 else None
+    messages = MessageRepository.append_tree(
+        db, conversation, chat.messages, follows=[n if n >= 0 else None for n in chat.follows]
+    )
+    if chat.head != len(messages) - 1:
+        at = messages[chat.head] if chat.head >= 0 else None
         ConversationRepository.branch(db, conversation, at=at)
     if chat.updated_at is not None:
         # Appending has changed it.

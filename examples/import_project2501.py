@@ -30,31 +30,25 @@ are wrong or the source cannot be read.
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import psycopg
-from psycopg import sql
-from psycopg.rows import dict_row
-from rich.box import SIMPLE
+from importing import tenant  # the files beside this one
+from project2501_report import Tally
+from project2501_rows import Row, mapped, memory, parts, persona, state
+from project2501_source import CHILDREN, Children, Source, SourceError
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
-from sqlalchemy import make_url, select
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-from sqlalchemy.orm import Session
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 
 from database import (
     AlreadyExistsError,
@@ -75,12 +69,14 @@ from database import (
     State,
     StateRepository,
     TenantModel,
-    bind_tenant,
     check_schema,
     get_settings,
     init_db,
     transaction,
 )
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 Fields = dict[str, Any]
 
@@ -92,299 +88,12 @@ MODELS: dict[str, type[TenantModel]] = {
     "conversation_states": State,
     "conversation_memory": Memory,
 }
-CHILDREN = ("messages", "conversation_states", "conversation_memory")
-OTHER_NAMES = {"conversation_memories": "conversation_memory"}  # what its code calls a table
-COLUMNS = {  # that are read, as far as they are there; besides ids and timestamps
-    "personas": "name description template mode loop_frequency first_message image_path extra_data"
-    " is_active",
-    "modules": "name description content type trigger_pattern script execution_context"
-    " requires_ai_inference stage_priority script_analysis_metadata is_active",
-    "conversations": "title persona_id provider_type provider_config",
-    "messages": "role content thinking extra_data input_tokens output_tokens",
-    "conversation_states": "persona_id module_id execution_stage state_key state_value variables"
-    " execution_metadata executed_at",
-    "conversation_memory": "persona_id content compressed_content memory_type importance embedding"
-    " metadata last_accessed access_count first_message_id memory_sequence original_message_range"
-    " message_count_at_compression",
-}
-RENAMED = {
-    "compressed_content": "content",
-    "last_accessed": "last_accessed_at",
-    "memory_sequence": "sequence",
-    "message_count_at_compression": "message_count",
-}
-ENUMS: dict[str, Callable[[str], str]] = {
-    "mode": str.lower,
-    "type": str.lower,
-    "execution_context": str.upper,
-    "role": str.lower,
-    "execution_stage": str.lower,
-}
-ORDER = {  # as far as there are such columns; with a minus the newest first
-    "personas": "created_at id",
-    "modules": "created_at id",
-    "conversations": "id",
-    "messages": "conversation_id created_at id",
-    "conversation_states": "conversation_id -executed_at -updated_at -created_at -id",
-    "conversation_memory": "conversation_id memory_sequence created_at id",
-}
-EVERYWHERE = ("id", "conversation_id", "created_at", "updated_at")
-COLUMNS_OF_ALL = (
-    "SELECT table_name, column_name, data_type FROM information_schema.columns"
-    " WHERE table_schema = current_schema() ORDER BY table_name, ordinal_position"
-)
 STATE_KEY = ("persona_id", "module_id", "execution_stage", "state_key")
 MAX_BATCH = 1000
-MAX_ROWS = 1000  # of a table, in memory at once
-MAX_CHARACTERS = 4_000_000
-FETCHED_ROWS = 200
-EXAMPLES = 3
-
-
-class SourceError(Exception):
-    """The source cannot be read, or is none."""
 
 
 class TakenBackError(Exception):
     """Ends the transaction of a dry run."""
-
-
-@dataclass
-class Row:
-    """A row as it goes into our table, and what was left out of it."""
-
-    id: UUID
-    fields: Fields
-    left_out: list[str] = field(default_factory=list)
-
-    def leave_out(self, name: str, why: str) -> None:
-        """Import the row without a field."""
-        self.fields.pop(name, None)
-        self.left_out.append(f"{name}: {why}")
-
-
-@dataclass
-class Tally:
-    """What became of the rows, by table; what was skipped or left out, by reason."""
-
-    read: Counter[str] = field(default_factory=Counter)
-    written: Counter[str] = field(default_factory=Counter)
-    there: Counter[str] = field(default_factory=Counter)
-    skipped: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    examples: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
-
-    def tell(self, table: str, what: str, reason: str, row_id: object) -> None:
-        """Count a reason."""
-        key = (table, what, reason)
-        self.reasons[key] += 1
-        examples = self.examples.setdefault(key, [])
-        if len(examples) < EXAMPLES:
-            examples.append(str(row_id))
-
-
-# --- Reading ---
-
-
-class Source:
-    """One snapshot of the old database; which tables and columns it has."""
-
-    def __init__(self, url: str) -> None:
-        self.connection = connected(url)
-        self.names: dict[str, str] = {}  # what the tables are called there
-        self.columns: dict[str, list[str]] = {}
-        self.naive: list[str] = []
-        try:
-            self._find_columns()
-        except psycopg.Error as error:
-            self.connection.close()
-            raise SourceError(type(error).__name__) from None
-        except SourceError:
-            self.connection.close()
-            raise
-
-    def _find_columns(self) -> None:
-        ids = set()
-        for name, column, kind in self.connection.execute(COLUMNS_OF_ALL):
-            table = OTHER_NAMES.get(name, name)
-            if table not in MODELS:
-                continue
-            if column == "tenant_id":
-                raise SourceError("is a database of this library, not of Project 2501")
-            if self.names.setdefault(table, name) != name:
-                raise SourceError(f"has both {self.names[table]} and {name}")
-            if column in EVERYWHERE or column in COLUMNS[table].split():
-                self.columns.setdefault(table, []).append(column)
-                if kind == "timestamp without time zone":
-                    self.naive.append(f"{name}.{column}")
-                elif kind == "uuid":
-                    ids.add((table, column))
-        if not self.names:
-            raise SourceError("has no table of Project 2501")
-        needed = {(table, "id") for table in self.names}
-        needed |= {(table, "conversation_id") for table in CHILDREN if table in self.names}
-        for table, column in sorted(needed - ids):
-            raise SourceError(f"{self.names[table]} has no {column} of type uuid")
-
-    def count(self) -> int:
-        """Return how many rows there are."""
-        counts = (
-            sql.SQL("(SELECT count(*) FROM {})").format(sql.Identifier(name))
-            for name in self.names.values()
-        )
-        row = self.connection.execute(sql.SQL("SELECT {}").format(sql.SQL(" + ").join(counts)))
-        return sum(count for (count,) in row)
-
-    def rows(self, table: str) -> Iterator[Fields]:
-        """Yield the rows of a table in its order, by a cursor of the server."""
-        if table not in self.names:
-            return
-        order = [name for name in ORDER[table].split() if name.lstrip("-") in self.columns[table]]
-        statement = sql.SQL("SELECT {} FROM {} ORDER BY {}").format(
-            sql.SQL(", ").join(map(sql.Identifier, self.columns[table])),
-            sql.Identifier(self.names[table]),
-            sql.SQL(", ").join(
-                sql.SQL("{} DESC NULLS LAST" if name.startswith("-") else "{}").format(
-                    sql.Identifier(name.lstrip("-"))
-                )
-                for name in order
-            ),
-        )
-        with self.connection.cursor(f"read_{table}", row_factory=dict_row) as cursor:
-            cursor.itersize = FETCHED_ROWS
-            yield from cursor.execute(statement)
-
-
-def connected(url: str) -> psycopg.Connection:
-    """Return a connection that only reads, and sees one snapshot."""
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):
-        raise SourceError("must be a PostgreSQL URL") from None
-    if parsed.get_backend_name() not in ("postgresql", "postgres") or "@" in (parsed.host or ""):
-        raise SourceError("must be a PostgreSQL URL, its password percent-encoded")
-    plain = parsed.set(drivername="postgresql").render_as_string(hide_password=False)
-    try:
-        connection = psycopg.connect(plain, client_encoding="utf8")
-    except psycopg.Error as error:
-        reason = next(iter(str(error).splitlines()), "no connection")
-        if parsed.password:
-            reason = reason.replace(str(parsed.password), "***")
-        raise SourceError(reason) from None
-    connection.read_only = True
-    connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-    return connection
-
-
-class Children:
-    """The rows of a table, taken conversation by conversation: both come in the order of ids."""
-
-    def __init__(self, rows: Iterator[Fields], orphan: Callable[[Fields], None]) -> None:
-        self.rows = rows
-        self.orphan = orphan
-        self.next = next(rows, None)
-
-    def of(self, conversation: UUID) -> Iterator[Fields]:
-        """Yield those of a conversation; those in front of them have none."""
-        while (row := self.next) and row["conversation_id"] is not None:
-            if row["conversation_id"] > conversation:
-                return
-            self.next = next(self.rows, None)
-            if row["conversation_id"] == conversation:
-                yield row
-            else:
-                self.orphan(row)
-
-    def drain(self) -> None:
-        """Take those that are left: they have no conversation."""
-        while row := self.next:
-            self.next = next(self.rows, None)
-            self.orphan(row)
-
-
-# --- Mapping: rows of theirs as ours ---
-
-
-def mapped(given: Fields) -> Row:
-    """Return a row with what all tables have in common; nulls are our defaults."""
-    fields: Fields = {}
-    for name, value in given.items():
-        if isinstance(value, datetime) and value.tzinfo is None:
-            fields[name] = value.replace(tzinfo=UTC)
-        elif name in ENUMS and isinstance(value, str):
-            fields[name] = ENUMS[name](value)
-        elif value is not None and name != "conversation_id":
-            fields.setdefault(RENAMED.get(name, name), value)
-    for name, other in (("created_at", "executed_at"), ("updated_at", "created_at")):
-        if name not in fields and other in fields:
-            fields[name] = fields[other]
-    return Row(given["id"], fields)
-
-
-def persona(given: Fields) -> Row:
-    """Return a persona."""
-    row = mapped(given)
-    if "loop_frequency" in row.fields:
-        if row.fields.get("mode", "reactive") == "reactive":
-            row.leave_out("loop_frequency", "of a reactive persona")
-        else:  # theirs may be ".5"
-            row.fields["loop_frequency"] = re.sub(r"^\.", "0.", str(row.fields["loop_frequency"]))
-    return row
-
-
-def state(given: Fields) -> Row:
-    """Return a state: the value of a key, or the variables of a stage."""
-    row = mapped(given)
-    variables = row.fields.pop("variables", None)
-    if "state_key" not in row.fields:
-        row.fields |= {"state_key": "variables", "state_value": variables}
-    row.fields.setdefault("state_value", None)
-    if "executed_at" not in row.fields and "updated_at" in row.fields:
-        row.fields["executed_at"] = row.fields["updated_at"]
-    return row
-
-
-def memory(given: Fields, dimensions: int) -> Row:
-    """Return a memory, with the range that it names."""
-    row = mapped(given)
-    row.fields.pop("updated_at", None)
-    if (text := row.fields.pop("original_message_range", None)) is not None:
-        match = re.fullmatch(r"(\d{1,9})-(\d{1,9})", str(text))
-        if match and 0 < int(match[1]) <= int(match[2]):
-            row.fields |= {"first_position": int(match[1]), "last_position": int(match[2])}
-        else:
-            row.leave_out("original_message_range", "is no range of positions")
-    if (embedding := row.fields.get("embedding")) is not None:
-        if isinstance(embedding, str):
-            with suppress(ValueError):
-                embedding = json.loads(embedding)
-        if isinstance(embedding, list) and len(embedding) == dimensions:
-            row.fields["embedding"] = embedding
-        else:
-            row.leave_out("embedding", f"has not {dimensions} dimensions")
-    if (first := row.fields.get("first_message_id")) is not None:
-        try:
-            row.fields["first_message_id"] = UUID(str(first))
-        except ValueError:
-            row.leave_out("first_message_id", "is no UUID")
-    return row
-
-
-def parts(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """Yield rows in lists that are small enough to hold."""
-    part: list[Row] = []
-    characters = 0
-    for row in rows:
-        part.append(row)
-        characters += sum(len(value) for value in row.fields.values() if isinstance(value, str))
-        if len(part) == MAX_ROWS or characters > MAX_CHARACTERS:
-            yield part
-            part, characters = [], 0
-    if part:
-        yield part
-
-
-# --- The job ---
 
 
 class Job:
@@ -507,9 +216,9 @@ class Job:
             key = tuple(row.fields.get(name) for name in STATE_KEY)
             owners = [name for name in self.ids if not self.is_here(row, name)]
             if owners:
-                self.skip("conversation_states", row.id, f"its {owners[0]} is not there")
+                self.tally.skip("conversation_states", row.id, f"its {owners[0]} is not there")
             elif key in taken:
-                self.skip("conversation_states", row.id, "a newer one has its key")
+                self.tally.skip("conversation_states", row.id, "a newer one has its key")
             else:
                 taken.add(key)
                 yield row
@@ -522,7 +231,7 @@ class Job:
             self.leave_out_persona(row)
             sequence = row.fields.setdefault("sequence", max(last or 0, 0) + 1)
             if sequence == last:
-                self.skip("conversation_memory", row.id, "another one has its sequence")
+                self.tally.skip("conversation_memory", row.id, "another one has its sequence")
                 continue
             last = sequence
             yield row
@@ -579,7 +288,7 @@ class Job:
             insert([row.fields for row in rows])
         except (AlreadyExistsError, InvalidReferenceError, InvalidValueError) as error:
             if len(rows) == 1:
-                self.skip(table, rows[0].id, str(error))
+                self.tally.skip(table, rows[0].id, str(error))
                 return set()
             half = len(rows) // 2
             return self.write(table, rows[:half], insert) | self.write(table, rows[half:], insert)
@@ -589,58 +298,20 @@ class Job:
                 self.tally.tell(table, "left out", reason, row.id)
         return {row.id for row in rows}
 
-    def skip(self, table: str, row_id: UUID, reason: str) -> None:
-        """Count a row that is not imported."""
-        self.tally.skipped[table] += 1
-        self.tally.tell(table, "skipped", reason, row_id)
-
     def skip_all(self, table: str, rows: Iterable[Row], known: set[UUID], why: str) -> None:
         """Count rows that are not imported as their conversation is not, but for the known."""
         for row in rows:
             if row.id not in known:
-                self.skip(table, row.id, f"its conversation is {why}")
+                self.tally.skip(table, row.id, f"its conversation is {why}")
 
     def skip_orphan(self, table: str, given: Fields) -> None:
         """Count a row that has no conversation."""
-        self.skip(table, given["id"], "its conversation is not there")
+        self.tally.skip(table, given["id"], "its conversation is not there")
 
     def stop(self, *parts: object) -> None:
         """Tell why the job ends early."""
         self.stopped = True
         self.progress.console.out("stopped", *parts, sep=": ", highlight=False)
-
-    def report(self, seconds: float) -> None:
-        """Say on stdout what was done."""
-        written = "would write" if self.dry_run else "written"
-        table = Table("table", box=SIMPLE)
-        counts = {
-            "read": self.tally.read,
-            written: self.tally.written,
-            "already there": self.tally.there,
-            "skipped": self.tally.skipped,
-        }
-        for name in counts:
-            table.add_column(name, justify="right")
-        for name in MODELS:
-            table.add_row(name, *(f"{count[name]:,}" for count in counts.values()))
-        console = Console()
-        console.print(table, highlight=False)
-        for key, count in sorted(self.tally.reasons.items()):
-            name, what, reason = key
-            ids = ", ".join(self.tally.examples[key])
-            more = ", ..." if count > EXAMPLES else ""
-            console.out(f"{name}: {what}: {reason}: {count:,} ({ids}{more})", highlight=False)
-        if self.naive:
-            console.out(f"taken as UTC: {', '.join(self.naive)}", highlight=False)
-        rows = self.tally.read.total()
-        speed = f"{rows:,} rows in {seconds:.1f} s: {rows / seconds:,.0f} rows/s"
-        console.out(speed, highlight=False)
-
-
-def tenant(text: str) -> str:
-    """Return a tenant's name; a wrong one is a ValueError."""
-    bind_tenant(Session(), text)
-    return text
 
 
 def main() -> int:
@@ -673,7 +344,7 @@ def main() -> int:
             job.stop(error)
         except KeyboardInterrupt:
             job.stop("by the user")
-    job.report(time.monotonic() - started)
+    job.tally.report(MODELS, job.naive, time.monotonic() - started, dry_run=job.dry_run)
     return 1 if job.stopped or job.tally.reasons else 0
 
 

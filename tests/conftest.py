@@ -120,6 +120,11 @@ def interruptible() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
 @pytest.fixture(autouse=True)
 def configured(worker_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The library, configured for this worker's database and by nothing else."""

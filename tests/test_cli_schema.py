@@ -60,7 +60,16 @@ def test_from_nothing_and_back(empty: str) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [("upgrade", "x"), ("downgrade", "x", "--yes"), ("downgrade", "-9", "--yes"), ("sql", "x")],
+    [
+        ("upgrade", "x"),
+        ("downgrade", "x", "--yes"),
+        ("downgrade", "-9", "--yes"),
+        ("sql", "x"),
+        ("sql", "x:head"),
+        ("sql", "head:x"),
+        ("sql", "head:-9"),
+        ("sql", "base:head:base"),
+    ],
 )
 def test_unknown_revisions(fresh: psycopg.Connection, command: tuple[str, ...]) -> None:
     assert "revision" in line_of_failure(*command)
@@ -89,6 +98,48 @@ def test_sql_is_what_a_database_needs(empty: str) -> None:
     assert "CREATE TABLE users" in whole
     assert "CREATE TABLE users" not in part
     assert "CREATE FUNCTION" in part
+
+
+def test_sql_of_the_way_back(fresh: psycopg.Connection, fresh_url: str) -> None:
+    execute(fresh_url, invoke("sql", f"head:{LAST_BUT_ONE}").stdout)
+    assert invoke("current").stdout == f"revision\t{LAST_BUT_ONE}\nhead\t{HEAD}\n"
+    execute(fresh_url, invoke("sql", f"{LAST_BUT_ONE}:head").stdout)
+    assert invoke("check").stdout
+    execute(fresh_url, invoke("sql", "head:base").stdout)
+    assert json.loads(invoke("current", "--json").stdout)["revision"] is None
+    tables = fresh.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+    assert tables == [("alembic_version",)]
+
+
+@pytest.mark.parametrize(
+    ("span", "same"),
+    [
+        ("base:head", "head"),
+        (f"base:{FIRST}", FIRST),
+        ("base:+1", "+1"),
+        ("head:-1", f"{HEAD}:{LAST_BUT_ONE}"),
+        (f"{FIRST[:5]}:head", f"{FIRST}:{HEAD}"),
+    ],
+)
+def test_sql_of_the_same_span(span: str, same: str) -> None:
+    assert "-- Running" in invoke("sql", span).stdout
+    assert invoke("sql", span).stdout == invoke("sql", same).stdout
+
+
+@pytest.mark.parametrize(
+    ("span", "rule"),
+    [
+        ("base", "must go from one revision to another"),
+        ("base:base", "must go from one revision to another"),
+        (f"head:{HEAD}", "must go from one revision to another"),
+        ("head:", "must be REVISION or FROM:TO"),
+        ("", "must be REVISION or FROM:TO"),
+    ],
+)
+def test_sql_of_a_span_without_a_way(span: str, rule: str) -> None:
+    result = invoke("sql", span, status=2)
+    assert result.stdout == ""
+    assert result.stderr.splitlines()[-1] == f"Error: Invalid value for 'REVISION': {rule}"
 
 
 @pytest.mark.parametrize(

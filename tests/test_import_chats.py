@@ -479,6 +479,40 @@ def test_a_line_of_openai(db: TenantSession, import_: Import, tmp_path: Path) ->
     assert conversation.metadata_["item"] == {"tools": [{"type": "function"}]}
 
 
+def test_a_name_that_is_too_long_for_its_column_is_cut_and_kept(
+    db: TenantSession, import_: Import, tmp_path: Path
+) -> None:
+    long, other, model = "i" * 300, "i" * 299 + "j", "m" * 256
+    calls = [{"id": id_, "type": "function", "function": {"name": "f"}} for id_ in (long, other)]
+    messages: Json = [
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        *({"role": "tool", "content": "a", "tool_call_id": id_} for id_ in (long, other, long)),
+        {"role": "tool", "content": "b", "tool_call_id": "i" * 255},
+    ]
+    line = {"id": "c", "model": model, "messages": messages}
+    item = chatgpt("g")
+    item["mapping"]["a1"]["message"]["metadata"]["model_slug"] = model
+    path = write(tmp_path / "some.json", [line, item])
+    _, told = import_(path)
+    assert told == []
+    asked, *results, fits = messages_of(db, "openai:c")
+    ids = [message.tool_call_id for message in results]
+    assert ids[0] == ids[2] != ids[1]
+    assert {len(id_ or "") for id_ in ids} == {255}
+    assert [message.extra_data for message in results] == [
+        {"tool_call_id": id_} for id_ in (long, other, long)
+    ]
+    assert (fits.tool_call_id, fits.extra_data) == ("i" * 255, None)
+    assert asked.model is not None
+    assert (asked.model[:100], len(asked.model)) == ("m" * 100, 255)
+    assert asked.extra_data == {"tool_calls": calls, "model": model}
+    a1 = next(message for message in messages_of(db, "chatgpt:g") if message.content == "a1")
+    assert a1.model == asked.model
+    assert a1.extra_data is not None
+    assert a1.extra_data["metadata"]["model_slug"] == a1.extra_data["model"] == model
+    assert import_(path)[0].there["conversations"] == 2
+
+
 def test_an_item_of_sharegpt(db: TenantSession, import_: Import, tmp_path: Path) -> None:
     turns = [
         {"from": "human", "value": "Add up"},
@@ -727,7 +761,7 @@ ITEMS: list[tuple[Json, str]] = [
     (said(), "messages.1: Value error, must have content"),
     (said(content="a", role="bot"), "messages.1.role: Input should be 'user'"),
     (said(content=[5]), "messages.1: parts of a message must be texts or objects"),
-    (said(content="a", tool_call_id="i" * 300), "tool_call_id: "),
+    (said(content="a", tool_call_id=5), "messages.1.tool_call_id: Input should be a valid string"),
     ({"conversations": [{"from": "me", "value": "a"}]}, "conversations.0.from: Input should be"),
     ({"conversations": [{"from": "human"}]}, "conversations.0.value: Field required"),
     ({"conversations": [{"from": "human", "value": None}]}, "conversations.0.value: Input should"),
@@ -1027,7 +1061,9 @@ def test_a_terminal_gets_a_progress_bar(tmp_path: Path) -> None:
 # --- Cost ---
 
 
-def test_statements_grow_with_branches_not_with_messages(tenant: str, tmp_path: Path) -> None:
+def test_statements_grow_neither_with_messages_nor_with_branches(
+    tenant: str, tmp_path: Path
+) -> None:
     linear = [node("n0", None)] + [node(f"n{n}", f"n{n - 1}") for n in range(1, 300)]
     path = write(tmp_path / "some.json", [tree("linear", linear)])
     with counted_statements() as sent:
@@ -1036,3 +1072,12 @@ def test_statements_grow_with_branches_not_with_messages(tenant: str, tmp_path: 
     with counted_statements() as sent:
         import_chats.Job(tenant).run([path])
     assert [statement.split()[0] for statement in sent] == ["SELECT"]
+
+    def wide(branches: int) -> int:
+        nodes = [node("q", None)] + [node(f"a{n}", "q", "assistant") for n in range(branches)]
+        chat = write(tmp_path / "wide.json", [tree(f"wide {branches}", nodes, "a1")])
+        with counted_statements() as sent:
+            import_chats.Job(tenant).run([chat])
+        return len(sent)
+
+    assert wide(2000) == wide(3) < 30

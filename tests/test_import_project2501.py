@@ -36,7 +36,8 @@ from database import (
     TenantSession,
 )
 from examples import import_project2501
-from examples.import_project2501 import MODELS, Job, Source, SourceError
+from examples.import_project2501 import MODELS, Job
+from examples.project2501_source import Source, SourceError
 from tests.conftest import admin
 from tests.counting import counted_statements
 

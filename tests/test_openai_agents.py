@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import math
-from collections.abc import AsyncIterator
 from itertools import pairwise
 from typing import Any
 from uuid import uuid4
@@ -35,9 +34,12 @@ from database import (
 from database.integrations.openai_agents import DatabaseSession
 from database.integrations.openai_items import FORMAT, item_of, row_of
 from database.pool import create_database_engine
+from tests import openai_agents
 from tests.counting import counted_round_trips
 
 pytestmark = pytest.mark.anyio
+ours = openai_agents.ours
+session = openai_agents.session_beside(lambda: SQLiteSession("chat"))
 
 PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
 USER = {"role": "user", "content": "How is the weather in Oslo?"}
@@ -97,26 +99,6 @@ ITEMS: list[dict[str, Any]] = [
     {"": "no type"},
     {},
 ]
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-def ours(tenant: str) -> DatabaseSession:
-    return DatabaseSession("chat", tenant_id=tenant)
-
-
-@pytest.fixture(params=["ours", "theirs"])
-async def session(request: pytest.FixtureRequest, tenant: str) -> AsyncIterator[Any]:
-    if request.param == "ours":
-        yield DatabaseSession("chat", tenant_id=tenant)
-        return
-    sqlite = SQLiteSession("chat")
-    yield sqlite
-    sqlite.close()
 
 
 def numbered(count: int, start: int = 0) -> list[Any]:

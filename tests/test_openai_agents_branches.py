@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
@@ -21,29 +20,14 @@ from database import (
     get_engine,
 )
 from database.integrations.openai_agents import DatabaseSession
-from tests.test_openai_agents_runs import Weatherman, run
+from tests import openai_agents
+from tests.openai_agents import Weatherman, run
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
-def ours(tenant: str) -> DatabaseSession:
-    return DatabaseSession("chat", tenant_id=tenant)
-
-
-@pytest.fixture(params=["ours", "theirs"])
-async def session(request: pytest.FixtureRequest, tenant: str) -> AsyncIterator[Any]:
-    if request.param == "ours":
-        yield DatabaseSession("chat", tenant_id=tenant)
-        return
-    sqlite = AdvancedSQLiteSession(session_id="chat", create_tables=True)
-    yield sqlite
-    sqlite.close()
+ours = openai_agents.ours
+session = openai_agents.session_beside(
+    lambda: AdvancedSQLiteSession(session_id="chat", create_tables=True)
+)
 
 
 def said(text: str) -> dict[str, Any]:

@@ -764,6 +764,9 @@ CALLS: dict[str, Callable[[TenantSession], object]] = {
     "append_many": lambda db: MessageRepository.append_many(
         db, uuid4(), [{"role": "user", "content": ""}]
     ),
+    "append_tree": lambda db: MessageRepository.append_tree(
+        db, uuid4(), [{"role": "user", "content": ""}] * 2, follows=[None, None]
+    ),
     "extend": lambda db: MessageRepository.extend(
         db, uuid4(), [{"role": "user", "content": ""}] * 2
     ),

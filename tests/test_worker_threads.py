@@ -34,11 +34,6 @@ pytestmark = pytest.mark.anyio
 WAIT = 20
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Gate:
     """Work that has begun and waits to be let through."""
 

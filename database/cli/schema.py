@@ -84,7 +84,11 @@ def check(*, tenant: Tenant = None, as_json: AsJson = False) -> None:
 
 def sql(
     revision: Annotated[
-        str, typer.Argument(metavar="REVISION", help="Up to which; from:to for a part.")
+        str,
+        typer.Argument(
+            metavar="REVISION",
+            help="Up to which; from:to for a part, or for the way back, as in head:base.",
+        ),
     ] = "head",
     *,
     tenant: Tenant = None,
@@ -95,9 +99,13 @@ def sql(
     For an administrator to run; no database is needed.
     """
     from database import schema
+    from database.errors import InvalidValueError
 
     script = StringIO()
-    schema.render_sql(revision, script)
+    try:
+        schema.render_sql(revision, script)
+    except InvalidValueError as error:
+        raise typer.BadParameter(error.rule, param_hint="'REVISION'") from None
     if as_json:
         print_record({"sql": script.getvalue()}, as_json=True)
     else:

@@ -26,6 +26,7 @@ from database.repositories.forking import clear_conversation
 from database.repositories.histories import OF_CONVERSATION, read_path
 from database.repositories.links import PURGE, before, unlink, unlink_deactivated
 from database.repositories.message_reads import MessageReads
+from database.repositories.trees import append_tree
 from database.session import tenant_of
 from database.types import utcnow
 from database.units import one_write, transaction
@@ -162,6 +163,36 @@ class MessageRepository(MessageReads):
         now = utcnow()
         rows = [cls._row(db, message, now) for message in messages]
         extend(db, cls._conversation(db, conversation_id), rows, now)
+
+    @classmethod
+    def append_tree(
+        cls,
+        db: Session,
+        conversation_id: UUID | str,
+        messages: Iterable[Mapping[str, Any]],
+        *,
+        follows: Sequence[int | None],
+    ) -> builtins.list[Message]:
+        """Append messages of several branches, all or none; the history ends with the last one.
+
+        However many branches there are, it takes a few statements.
+
+        Args:
+            db: The session.
+            conversation_id: Where to.
+            messages: As for `append_many`, without idempotency keys.
+            follows: Of each message the number of the one that it follows, counted from 0: an
+                earlier one, or None for what the history has ended with so far.
+
+        Returns:
+            The messages in order.
+
+        Raises:
+            As `append`. Nothing is written then.
+        """
+        now = utcnow()
+        rows = [cls._row(db, message, now) for message in messages]
+        return append_tree(db, cls._conversation(db, conversation_id), rows, follows, now)
 
     @classmethod
     def edit(

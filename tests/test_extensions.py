@@ -75,13 +75,13 @@ def test_one_that_the_server_cannot_give(fresh_url: str, *, may_create: bool) ->
         needed = {"vector": (99,), "nothing": (1, 2), "btree_gin": ()}
         assert list(lacking(connection, needed, may_create=may_create)) == [
             (
-                f"the extension vector 99 or newer is needed, this database has {newest} and the"
-                f" server offers {newest}: install it on the server, then run ALTER EXTENSION vector"
-                " UPDATE"
+                f"the extension vector 99 or newer is needed, this database has {newest} and"
+                f" the server offers {newest}: install it on the server, then run"
+                " ALTER EXTENSION vector UPDATE"
             ),
             (
-                "the extension nothing 1.2 or newer is needed, this database has none and the server"
-                " offers none: install it on the server, then run CREATE EXTENSION nothing"
+                "the extension nothing 1.2 or newer is needed, this database has none and the"
+                " server offers none: install it on the server, then run CREATE EXTENSION nothing"
             ),
         ]
 

@@ -28,26 +28,21 @@ _TOUCHED = "database.touched"
 
 
 class Touched:
-    """The rows that a unit has read or written.
-
-    None in place of a row's values: what it shows was read in the unit, or is not saved.
-    """
+    """The rows that a unit has read or written, with what they showed before as far as known."""
 
     def __init__(self) -> None:
-        self._rows: WeakKeyDictionary[InstanceState[Any], dict[str, Any] | None] = (
-            WeakKeyDictionary()
-        )
+        self._rows: WeakKeyDictionary[InstanceState[Any], dict[str, Any]] = WeakKeyDictionary()
 
     def note(self, state: InstanceState[Any]) -> None:
         """Remember a row that shows what the unit has read or written."""
-        self._rows.setdefault(state, None)
+        self._rows.setdefault(state, {})
 
     def keep(self, state: InstanceState[Any]) -> None:
         """Remember what a row shows, before it changes."""
         if state not in self._rows:
-            names = state.mapper.column_attrs.keys()
-            shown = {name: state.dict[name] for name in names if name in state.dict}
-            self._rows[state] = None if state.modified else shown
+            shown = state.dict
+            names = () if state.modified else state.mapper.column_attrs.keys()
+            self._rows[state] = {name: shown[name] for name in names if name in shown}
 
     def hand_over(self, outer: Touched) -> None:
         """Let the unit around this one remember these rows too."""
@@ -61,8 +56,15 @@ class Touched:
             if row is None or state.session is not db or not state.persistent:
                 continue
             db.expire(row)
-            for name, value in (values or {}).items():
+            for name, value in {**_key_of(state), **values}.items():
                 set_committed_value(row, name, value)
+
+
+def _key_of(state: InstanceState[Any]) -> dict[str, Any]:
+    """Return what a row is found by, which no unit changes."""
+    columns = state.mapper.primary_key
+    names = (state.mapper.get_property_by_column(column).key for column in columns)
+    return dict(zip(names, state.identity or (), strict=True))
 
 
 def touched_in(db: Session) -> Touched | None:

@@ -71,8 +71,8 @@ def transaction(db: Session) -> Iterator[None]:
     The outermost unit of a session commits at its end and rolls back on an error; one within
     another is a savepoint, so that its error can be caught and the outer unit go on. What the
     session had begun to do before the unit is committed with it, and survives its error. After an
-    error the rows read before the unit show what they did, without a connection; those that a
-    statement of SQLAlchemy's own has changed or first read in it are read again when looked at.
+    error the rows read before the unit are as they were, without a connection; those that it has
+    written, or read first, may be read again when looked at.
 
     Raises:
         TransientError: A deadlock, a serialization failure or a lost connection.

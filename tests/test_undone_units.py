@@ -223,7 +223,7 @@ def test_a_row_first_seen_in_the_unit(
 
 
 @pytest.mark.parametrize("makes", ["repository", "session"])
-def test_a_row_made_in_the_unit_is_none(db: TenantSession, around: Around, makes: str) -> None:
+def test_a_row_made_in_the_unit_is_no_more(db: TenantSession, around: Around, makes: str) -> None:
     with around(db):
         with undone(db):
             if makes == "session":
@@ -235,6 +235,10 @@ def test_a_row_made_in_the_unit_is_none(db: TenantSession, around: Around, makes
         if makes == "session":
             assert user not in db
         else:
+            with counted_statements() as statements:
+                key = user.id
+            assert statements == []
+            assert UserRepository.get(db, key) is None
             with pytest.raises(ObjectDeletedError):
                 _ = user.username
         assert UserRepository.count(db) == 0

@@ -20,7 +20,7 @@ from database.session import TenantSession
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy.orm import InstanceState, ORMExecuteState, Session
+    from sqlalchemy.orm import InstanceState, Session
 
 __all__ = ["Touched", "keep_untouched", "putting_back", "touched_in"]
 
@@ -110,6 +110,7 @@ def _note_new(session: Session, row: object) -> None:
 
 @event.listens_for(TenantModel, "refresh", propagate=True)
 def _note_refreshed(row: TenantModel, _context: object, _names: object) -> None:
+    """Also of a statement that changes the session's rows along with the database's."""
     state = inspect(row)
     touched = None if state.session is None else touched_in(state.session)
     if touched is not None:
@@ -122,12 +123,3 @@ def _note_flushed(session: Session, _context: object, _rows: object) -> None:
     if touched is not None:
         for row in (*session.new, *session.dirty, *session.deleted):
             touched.note(inspect(row))
-
-
-@event.listens_for(TenantSession, "do_orm_execute")
-def _keep_all_before_update(state: ORMExecuteState) -> None:
-    """Such a statement changes the rows in the session by itself, unless told not to."""
-    if (state.is_update or state.is_delete) and (
-        state.execution_options.get("synchronize_session", True) is not False
-    ):
-        keep_untouched(state.session)

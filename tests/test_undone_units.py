@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import inspect, select, text, update
+from sqlalchemy import delete, func, inspect, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import ObjectDeletedError
@@ -172,6 +172,14 @@ WRITES: dict[str, Callable[[Session, User], Any]] = {
     "statement": lambda db, user: db.execute(
         update(User).where(User.id == user.id).values(username="new")
     ),
+    "statement that fetches": lambda db, user: db.execute(
+        update(User).where(User.id == user.id).values(username=func.concat("n", "ew")),
+        execution_options={"synchronize_session": "fetch"},
+    ),
+    "statement by key": lambda db, user: db.execute(
+        update(User), [{"tenant_id": user.tenant_id, "id": user.id, "username": "new"}]
+    ),
+    "statement that deletes": lambda db, user: db.execute(delete(User).where(User.id == user.id)),
     "flush": set_and_flush,
     "attribute": lambda _, user: setattr(user, "username", "new"),
     "written, then read": write_and_read,

@@ -10,11 +10,12 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from alembic import context
+from alembic import command, context
 from sqlalchemy import text
 from sqlalchemy.dialects.postgresql.base import ischema_names
 
 from database.config import get_settings, get_url
+from database.extensions import check_extensions
 from database.models import Base
 from database.pool import create_migration_engine
 from database.schema import ADVISORY_LOCK
@@ -69,8 +70,15 @@ def _wait_for_turn(connection: Connection) -> None:
     connection.commit()
 
 
+def _is_upgrade() -> bool:
+    by_command_line = getattr(context.config.cmd_opts, "cmd", (None,))
+    return by_command_line[0] is command.upgrade or "is_upgrade" in context.config.attributes
+
+
 def _migrate(connection: Connection, settings: Settings) -> None:
     _wait_for_turn(connection)
+    if _is_upgrade():
+        check_extensions(connection)
     for statement in _timeouts(settings):
         connection.execute(text(statement))
     connection.commit()

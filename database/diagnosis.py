@@ -15,6 +15,7 @@ from sqlalchemy.types import Text
 
 from database.config import get_engine, get_settings
 from database.errors import DatabaseError
+from database.extensions import NEEDED, installed_extensions, lacking
 from database.health import check_connection
 from database.models import Base
 from database.types import Vector
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["Finding", "diagnose", "differences"]
 
 Status = Literal["ok", "warning", "failure"]
-
-_EXTENSIONS = {"vector": (0, 8), "pg_trgm": (0,), "btree_gin": (0,)}
 
 # Below these nothing is worth a warning.
 _LARGE_ROWS = 10_000
@@ -50,7 +49,6 @@ _ROOM = text(
     " - CAST(current_setting('superuser_reserved_connections') AS int) AS room,"
     " (SELECT sum(numbackends) FROM pg_stat_database) AS used"
 )
-_INSTALLED = text("SELECT extname, extversion FROM pg_extension")
 # Each permissive policy opens a table further: one without the tenant opens it to all.
 _OPEN = _about_tables(
     "SELECT t.relname FROM ours JOIN pg_class t ON t.oid = ours.relid"
@@ -157,15 +155,10 @@ def _pool() -> tuple[Status, str]:
 
 def _extensions() -> tuple[Status, str]:
     with _as_login() as connection:
-        installed = {row.extname: row.extversion for row in connection.execute(_INSTALLED)}
-    wrong = [
-        f"{name} {'.'.join(map(str, needed))} or newer"
-        for name, needed in _EXTENSIONS.items()
-        if name not in installed or _version(installed[name]) < needed
-    ]
-    if wrong:
-        return "failure", f"missing: {', '.join(wrong)}"
-    return "ok", ", ".join(f"{name} {installed[name]}" for name in _EXTENSIONS)
+        if wrong := list(lacking(connection)):
+            return "failure", "; ".join(wrong)
+        installed = installed_extensions(connection)
+    return "ok", ", ".join(f"{name} {installed[name]}" for name in NEEDED)
 
 
 def _row_level_security() -> tuple[Status, str]:
@@ -211,10 +204,6 @@ def _dead_rows() -> tuple[Status, str]:
 def _as_login() -> Connection:
     """Connect without entering the application's role, which sees the same of the catalogs."""
     return get_engine().connect().execution_options(isolation_level="AUTOCOMMIT")
-
-
-def _version(text_: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text_.split(".") if part.isdecimal())
 
 
 def _is_ours(name: str | None, kind: str, _parents: object) -> bool:

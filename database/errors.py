@@ -112,11 +112,17 @@ class UnreadableMessageError(DatabaseError):
 
 
 class SchemaOutdatedError(ConfigurationError):
-    """The database's schema is not at the revision this version of the library needs."""
+    """The database's schema is not at the revision this version of the library needs.
+
+    Attributes:
+        found: The database's revision; None if it has none, or was not asked for it.
+        needed: The one that this version needs.
+    """
 
     def __init__(self, found: str | None, needed: str) -> None:
+        lacks = f"is at revision {found}" if found else "is not the one needed"
         super().__init__(
-            f"the database's schema is at revision {found or 'none'}, this version needs {needed}:"
+            f"the database's schema {lacks}, this version needs revision {needed}:"
             " run `alembic upgrade head` or `database upgrade`, or database.init_db() in"
             " development; a newer database needs a newer version of this library"
         )

@@ -138,12 +138,14 @@ def upgrade(revision: str = "head", *, settings: Settings | None = None) -> None
     """Migrate up to a revision. Waits while another process migrates; each revision commits.
 
     Raises:
-        ConfigurationError: There is no such revision, or the login may not do it; the text says
-            what it lacks.
+        ConfigurationError: There is no such revision, or the server's extensions or the login
+            cannot do it; the text says what is lacking.
         TransientError: No server can be reached, or it holds a lock for too long.
     """
+    config = alembic_config(settings)
+    config.attributes["is_upgrade"] = True
     with _migrating():
-        command.upgrade(alembic_config(settings), revision)
+        command.upgrade(config, revision)
 
 
 def downgrade(revision: str, *, settings: Settings | None = None) -> None:

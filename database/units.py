@@ -7,7 +7,7 @@ A repository call outside a unit is one by itself, and leaves the session idle. 
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from random import uniform
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,6 +21,7 @@ from database.driver import driver_of
 from database.errors import InvalidValueError, TransientError
 from database.session import return_to_tenant
 from database.translate import translate
+from database.undoing import keep_untouched, putting_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,28 +70,51 @@ def transaction(db: Session) -> Iterator[None]:
 
     The outermost unit of a session commits at its end and rolls back on an error; one within
     another is a savepoint, so that its error can be caught and the outer unit go on. What the
-    session had begun to do before the unit is committed with it, and survives its error.
+    session had begun to do before the unit is committed with it, and survives its error. After an
+    error the rows read before the unit are as they were, without a connection; those that it has
+    written, or read first, may be read again when looked at.
 
     Raises:
         TransientError: A deadlock, a serialization failure or a lost connection.
     """
     with translated():
         if is_owned(db):
-            with db.begin_nested():
+            with putting_back(db), db.begin_nested():
                 yield
             return
-        before = db.begin_nested() if db.in_transaction() else nullcontext()
         db.info[_OWNED] = True
         try:
-            with before:
+            with _behind_others(db) if db.in_transaction() else _first(db):
                 yield
-            db.commit()
-        except BaseException:
-            if isinstance(before, nullcontext) or not _is_usable(db):
-                db.rollback()
-            raise
         finally:
             del db.info[_OWNED]
+
+
+@contextmanager
+def _first(db: Session) -> Iterator[None]:
+    """Make the unit a transaction of its own."""
+    with putting_back(db):
+        try:
+            yield
+            db.commit()
+        except BaseException:
+            keep_untouched(db)
+            db.rollback()
+            raise
+
+
+@contextmanager
+def _behind_others(db: Session) -> Iterator[None]:
+    """Make the unit the end of a transaction that the session has begun already."""
+    db.connection()  # as in one_read
+    try:
+        with putting_back(db), db.begin_nested():
+            yield
+        db.commit()
+    except BaseException:
+        if not _is_usable(db):
+            db.rollback()
+        raise
 
 
 @contextmanager
@@ -101,9 +125,10 @@ def one_read(db: Session) -> Iterator[Connection]:
     """
     with translated():
         if db.in_transaction() or _OWNED in db.info:
+            # Before the flush, which forgets what is pending when there is no connection for it.
+            connection = db.connection()
             # What the caller has added or changed counts; an idle session has nothing such.
             db.flush()
-            connection = db.connection()
             return_to_tenant(db)
             yield connection
         else:
@@ -158,9 +183,10 @@ def _alone(db: Session) -> Iterator[Connection]:
 
 @contextmanager
 def _guarded(db: Session) -> Iterator[Connection]:
+    # As in one_read.
+    connection = db.connection()
     # Pending objects go first: the savepoint is for the one statement that follows.
     db.flush()
-    connection = db.connection()
     return_to_tenant(db)
     driver = driver_of(connection)
     driver.guard_next(_SAVEPOINT)

@@ -983,7 +983,7 @@ def test_a_target_that_cannot_be_used(documented: Old, command: Command, empty_u
     assert "hidden" not in gone.stderr
     raw = command("--source", documented.url, "--dry-run", url=empty_url)
     assert raw.returncode == 1
-    assert "the database's schema is at revision none" in raw.stderr
+    assert "the database's schema is not the one needed" in raw.stderr
 
 
 def test_killed_in_the_middle_and_run_again(

@@ -613,8 +613,14 @@ def test_outdated_database(fresh_url: str) -> None:
     database.configure(url=fresh_url)
     with pytest.raises(SchemaOutdatedError, match=r"at revision older.*alembic upgrade head"):
         check_schema()
-    with SessionLocal() as db, pytest.raises(SchemaOutdatedError, match="alembic upgrade head"):
+    with (
+        SessionLocal() as db,
+        pytest.raises(SchemaOutdatedError, match="alembic upgrade head") as caught,
+    ):
         UserRepository.create(db, email="a@example.com")
+    # A failed call does not ask for the revision, and so claims none.
+    assert caught.value.found is None
+    assert "none" not in str(caught.value)
     report = check_connection()
     assert (report["status"], report["revision"]) == ("unhealthy", "older")
 

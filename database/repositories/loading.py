@@ -15,6 +15,7 @@ from sqlalchemy.orm.attributes import instance_state
 
 from database.driver import driver_of
 from database.models.base import TenantModel
+from database.undoing import touched_in
 from database.units import one_read
 
 if TYPE_CHECKING:
@@ -124,22 +125,27 @@ def loaded(
     entities = []
     tenant = known["tenant_id"]
     identities = db.identity_map
+    touched = touched_in(db)
     for row in rows:
         key = (shape.model, (tenant, row[0]), None)
         found = identities.get(key)
         entity = found or shape.new_instance()
+        state = instance_state(entity)
+        if found is not None and touched is not None:
+            touched.keep(state)
         values = entity.__dict__
         values.update(zip(names, row, strict=True))
         values.update(known)
         for name, members in shape.enums:
             values[name] = members[values[name]]
         if found is None:
-            state = instance_state(entity)
             state.key = key
             state.session_id = db.hash_key
             identities.add(state)
+            if touched is not None:
+                touched.note(state)
         else:
             # Ends what was expired or changed before, as the loader's populate_existing does.
-            instance_state(entity)._commit_all(values, identities)  # noqa: SLF001
+            state._commit_all(values, identities)  # noqa: SLF001
         entities.append(entity)
     return entities

@@ -1,4 +1,4 @@
-"""Messages: appended in one statement, revised in branches, hidden, deleted."""
+"""Messages: appended in one statement, revised in branches."""
 
 from __future__ import annotations
 
@@ -6,46 +6,32 @@ import builtins
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from sqlalchemy import Uuid, any_, bindparam, update
-from sqlalchemy.dialects.postgresql import ARRAY
-
 from database.errors import InvalidValueError
 from database.models.base import uuid7
-from database.models.message import Message
 from database.repositories.appending import append_all, append_one, extend, known_keys
-from database.repositories.bookkeeping import lock, lock_forks, move_head, recount
-from database.repositories.branching import (
-    branch_at,
-    locked,
-    message_in,
-    newest_of,
-    newest_shown,
-    pop,
-)
-from database.repositories.forking import clear_conversation
-from database.repositories.histories import OF_CONVERSATION, read_path
-from database.repositories.links import PURGE, before, unlink, unlink_deactivated
-from database.repositories.message_reads import MessageReads
+from database.repositories.bookkeeping import lock, move_head, recount
+from database.repositories.branching import branch_at, locked, message_in
+from database.repositories.histories import read_path
+from database.repositories.links import before
+from database.repositories.message_removals import MessageRemovals
 from database.repositories.trees import append_tree
-from database.session import tenant_of
 from database.types import utcnow
-from database.units import one_write, transaction
+from database.units import transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
     from datetime import datetime
 
     from sqlalchemy.orm import Session
 
-    from database.models.conversation import Conversation
-    from database.models.message import Role
+    from database.models.message import Message, Role
 
 __all__ = ["MessageRepository"]
 
 _MANAGED = ("conversation_id", "position", "parent_id", "is_active")
 
 
-class MessageRepository(MessageReads):
+class MessageRepository(MessageRemovals):
     """The messages of a tenant's conversations.
 
     `conversation_id` is a UUID, or its text or the conversation's thread_id, which costs one query
@@ -271,82 +257,6 @@ class MessageRepository(MessageReads):
             return cls._branch(db, old, question.id, conversation_id, given)
 
     @classmethod
-    def pop_last(
-        cls, db: Session, conversation_id: UUID | str, *, before: int | None = None
-    ) -> Message | None:
-        """Take the newest message off the history; no two calls return the same one.
-
-        It is deleted, unless another branch shows it too, or the conversation was ever forked.
-        Locks the conversation.
-
-        Args:
-            db: The session.
-            conversation_id: Whose.
-            before: Only a message at a position below this one; it is deleted in any case, but not
-                from the conversation that a fork shares it with.
-
-        Returns:
-            The message, no longer the session's; None if there is none.
-        """
-        conversation = cls._conversation(db, conversation_id)
-        with transaction(db):
-            found = lock(db, conversation)
-            newest = next(iter(cls.history(db, conversation, limit=1, before=before)), None)
-            if found is None or newest is None:
-                return None
-            if before is None or newest is newest_shown(db, conversation):
-                pop(db, found, newest)
-            elif newest.conversation_id != conversation or not cls.delete(db, newest.id):
-                return None
-        db.expunge(newest)
-        return newest
-
-    @classmethod
-    def clear(cls, db: Session, conversation_id: UUID | str) -> int:
-        """Delete all messages of a conversation for good, hidden ones too; return how many.
-
-        What forks show stays, and becomes theirs. The conversation stays, with its metadata;
-        positions are not given again.
-        """
-        return clear_conversation(db, cls._conversation(db, conversation_id))
-
-    @classmethod
-    def deactivate(
-        cls,
-        db: Session,
-        conversation_id: UUID | str,
-        ids: Sequence[UUID | str] | None = None,
-    ) -> int:
-        """Hide messages, all of a conversation or the given ones; return how many."""
-        return cls._set_active(db, conversation_id, ids, active=False)
-
-    @classmethod
-    def restore(
-        cls,
-        db: Session,
-        conversation_id: UUID | str,
-        ids: Sequence[UUID | str] | None = None,
-    ) -> int:
-        """Show deactivated messages again, all or the given ones; return how many."""
-        return cls._set_active(db, conversation_id, ids, active=True)
-
-    @classmethod
-    def purge(cls, db: Session, conversation_id: UUID | str) -> int:
-        """Delete a conversation's deactivated messages for good; return how many."""
-        conversation = cls._conversation(db, conversation_id)
-        parameters = {"tenant": tenant_of(db), "conversation": conversation}
-        with one_write(db) as connection:
-            is_linked, purged = connection.execute(PURGE, {**parameters, "linked": False}).one()
-        if not is_linked:
-            return int(purged)
-        with transaction(db):
-            lock(db, conversation)
-            lock_forks(db, conversation)
-            unlink_deactivated(db, conversation)
-            _, purged = db.execute(PURGE, {**parameters, "linked": True}).one()
-            return int(purged)
-
-    @classmethod
     def create(cls, db: Session, *args: Any, **fields: Any) -> Message:
         """Append a message: `append` with `conversation_id` by name."""
         conversation_id = fields.pop("conversation_id", None)
@@ -378,32 +288,6 @@ class MessageRepository(MessageReads):
             message = super().update(db, id, *args, **fields)
             recount(db, message.conversation_id)
             return message
-
-    @classmethod
-    def delete(cls, db: Session, id: UUID | str, /) -> bool:  # noqa: A002
-        """Delete a message for good, counting its conversation anew; tell whether there was one."""
-        with transaction(db):
-            message = cls.get(db, id)
-            conversation: Conversation | None = None
-            while message is not None:
-                conversation = lock(db, message.conversation_id)
-                if conversation is not None and not conversation.is_shared:
-                    break
-                # While this waited for the lock, a fork may have got the message.
-                message = cls.get(db, id)
-                if conversation and message and message.conversation_id == conversation.id:
-                    break
-            if message is None or conversation is None:
-                return False
-            changed = {conversation.id}
-            if conversation.is_shared:
-                lock_forks(db, conversation.id)
-            if conversation.is_branched or conversation.is_shared:
-                changed.update(unlink(db, message.id))
-            deleted = super().delete(db, id)
-            for shown_in in sorted(changed):
-                recount(db, shown_in)
-            return deleted
 
     @classmethod
     def _branch(
@@ -446,44 +330,3 @@ class MessageRepository(MessageReads):
         for name in names:
             if name in fields:
                 raise InvalidValueError(name, "is set by the repository")
-
-    @classmethod
-    def _set_active(
-        cls,
-        db: Session,
-        conversation_id: UUID | str,
-        ids: Sequence[UUID | str] | None,
-        *,
-        active: bool,
-    ) -> int:
-        conversation = cls._conversation(db, conversation_id)
-        statement = (
-            update(Message)
-            .where(*OF_CONVERSATION, Message.is_active.is_(not active))
-            .values(is_active=active, updated_at=utcnow())
-            .execution_options(synchronize_session=False, names_tenant=True)
-        )
-        if ids is not None:
-            given = bindparam("ids", [cls._id(id_) for id_ in ids], type_=ARRAY(Uuid()))
-            statement = statement.where(Message.id == any_(given))
-        with transaction(db):
-            found = lock(db, conversation)
-            parameters = {"tenant": tenant_of(db), "conversation": conversation}
-            changed = db.connection().execute(statement, parameters).rowcount
-            if ids is None and found is not None and _is_to_move(found, active=active):
-                # What it shares is not its own to hide: it leaves that, and comes back to it.
-                move_head(db, conversation, newest_of(db, found) if active else None)
-                recount(db, conversation)
-            elif changed:
-                recount(db, conversation)
-            return changed
-
-
-def _is_to_move(conversation: Conversation, *, active: bool) -> bool:
-    """Tell whether to hide or to show all messages moves the head: away from a fork's, and back.
-
-    Back also where the fork has inherited since what it shared.
-    """
-    if active:
-        return conversation.is_branched and conversation.head_id is None
-    return conversation.forked_at_id is not None and conversation.head_id is not None

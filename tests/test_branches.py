@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from threading import Barrier
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -29,6 +28,8 @@ from database import (
 )
 from database import MessageRepository as Messages
 from database.session import tenant_of
+from tests.blocking import in_background, until_waiting
+from tests.conftest import admin
 from tests.counting import counted_statements
 from tests.factories import UserFactory
 from tests.threads import THREADS, in_threads
@@ -344,7 +345,9 @@ def test_a_move_of_the_head_leaves_forks_as_they_are(db: TenantSession) -> None:
 
 
 @pytest.mark.parametrize("change", ["delete", "purge", "update", "delete conversation"])
-def test_a_fork_goes_on_while_what_it_shares_changes(db: TenantSession, change: str) -> None:
+def test_a_fork_goes_on_while_what_it_shares_changes(
+    db: TenantSession, worker_url: str, change: str
+) -> None:
     """What the other session does waits for the fork's append, and sees it."""
     chat, (*_, last) = talk(db, "a", "b", "c")
     fork = Conversations.fork(db, chat.id)
@@ -356,19 +359,12 @@ def test_a_fork_goes_on_while_what_it_shares_changes(db: TenantSession, change: 
         "update": lambda own: Messages.update(own, last.id, content="C"),
         "delete conversation": lambda own: Conversations.delete(own, chat.id),
     }
-    begun = Barrier(2)
-
-    def work(own: TenantSession, number: int) -> None:
-        if number == 0:
-            with transaction(own):
-                Messages.append(own, fork.id, role="user", content="F")
-                begun.wait(30)
-                time.sleep(0.3)
-        else:
-            begun.wait(30)
-            calls[change](own)
-
-    in_threads(tenant_of(db), work, 2)
+    with admin(worker_url) as login, ThreadPoolExecutor(1) as pool:
+        with transaction(db):
+            Messages.append(db, fork.id, role="user", content="F")
+            changed = in_background(pool, tenant_of(db), calls[change])
+            until_waiting(login, changed)
+        changed.result()
     shown = {"update": "a b C F", "delete conversation": "a b c F"}.get(change, "a b F")
     assert said(db, fork) == shown
     assert counted(db, fork) == (len(shown.split()), "F")
@@ -412,6 +408,15 @@ def test_who_is_erased_ends_what_others_forks_share(
     assert Messages.require(db, edited.id).parent_id == edited.id
     assert [b.head.content for b in Conversations.branches(db, fork.id)] == ["AA", "F"]
     assert Messages.count(db) == 3
+
+
+def test_forks_of_an_administrator_who_is_kept(db: TenantSession) -> None:
+    admins, theirs = UserFactory(db=db, is_admin=True), UserFactory(db=db)
+    chat, _ = talk(db, "a", "b", user_id=admins.id)
+    fork = Conversations.fork(db, chat.id, user_id=theirs.id)
+    Messages.append(db, fork.id, role="user", content="F")
+    assert UserRepository.delete_non_admins(db, [admins.id]) == 0
+    assert (said(db, fork), counted(db, fork)) == ("a b F", (3, "F"))
 
 
 def test_branches_and_forks_travel(db: TenantSession, other: TenantSession) -> None:

@@ -15,12 +15,13 @@ from database.session import tenant_of
 from database.types import utcnow
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from uuid import UUID
 
     from sqlalchemy.orm import Session
     from sqlalchemy.sql.dml import ReturningUpdate
 
-__all__ = ["PREVIEW", "lock", "lock_forks", "move_head", "recount"]
+__all__ = ["PREVIEW", "lock", "lock_forks", "locked_forks", "move_head", "recount"]
 
 PREVIEW = 200
 """How many characters of the newest message a conversation shows."""
@@ -65,13 +66,22 @@ def move_head(db: Session, conversation: UUID, head: UUID | None) -> None:
     db.execute(_MOVE_HEAD, parameters)
 
 
+def locked_forks(db: Session, conversation: UUID) -> Iterator[Conversation]:
+    """Lock the forks of a locked conversation, one by one, and yield each."""
+    parameters = {"tenant": tenant_of(db), "conversation": conversation}
+    seen: set[UUID] = set()
+    # Again, until there is no other one: a fork that was deleted while this waited for its lock has
+    # left what it shared to forks of its own.
+    while new := [id_ for id_ in db.scalars(_FORKS, parameters).all() if id_ not in seen]:
+        seen.update(new)
+        yield from filter(None, (lock(db, fork) for fork in new))
+
+
 def lock_forks(db: Session, conversation: UUID) -> None:
     """Lock the forks of a locked conversation, and theirs: they may link to its messages."""
-    parameters = {"tenant": tenant_of(db), "conversation": conversation}
-    for fork in db.scalars(_FORKS, parameters).all():
-        found = lock(db, fork)
-        if found is not None and found.is_shared:
-            lock_forks(db, fork)
+    for fork in locked_forks(db, conversation):
+        if fork.is_shared:
+            lock_forks(db, fork.id)
 
 
 def recount(db: Session, conversation: UUID, *, forks: bool = True) -> None:
@@ -84,9 +94,8 @@ def recount(db: Session, conversation: UUID, *, forks: bool = True) -> None:
     if shared is None:
         shared = db.execute(_recounting(branched=True), parameters).scalar_one_or_none()
     if shared and forks:
-        for fork in db.scalars(_FORKS, parameters).all():
-            if lock(db, fork) is not None:
-                recount(db, fork)
+        for fork in locked_forks(db, conversation):
+            recount(db, fork.id)
 
 
 @cache

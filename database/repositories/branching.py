@@ -14,7 +14,7 @@ from database.repositories.bookkeeping import PREVIEW, lock, move_head, recount
 from database.repositories.histories import MESSAGES, OF_CONVERSATION, read_history, read_messages
 from database.repositories.links import before, is_followed, unlink
 from database.repositories.loading import read, shape_of
-from database.repositories.paths import ranges_to
+from database.repositories.paths import ranges_to, shared_ranges
 from database.session import tenant_of
 from database.types import Timestamp, utcnow
 from database.units import one_read, transaction
@@ -138,8 +138,11 @@ def message_in(
         parameters = {"tenant": tenant_of(db), "id": _id(at, field)}
         found = read(db, _SHAPE, _BY_ID, parameters)
     for message in found:
-        if message.conversation_id == conversation.id or any(
-            part.holds(message) for part in ranges_to(db, conversation.forked_at_id)
+        if message.conversation_id == conversation.id:
+            return message
+        # What it shares now: a fork's entity may be older than the deletion of what it began with.
+        if conversation.forked_at_id is not None and any(
+            part.holds(message) for part in shared_ranges(db, conversation.id)
         ):
             return message
     msg = f"{field}: the conversation has no such message"

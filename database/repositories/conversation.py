@@ -22,10 +22,9 @@ from database.repositories.branching import (
     locked,
     message_in,
     newest_after,
-    newest_shown,
 )
 from database.repositories.expiring import ExpiringRepository
-from database.repositories.forking import begin_fork, delete_conversation, purge_shared, share
+from database.repositories.forking import begin_fork, delete_conversation, purge_shared, shared
 from database.repositories.loading import read, shape_of
 from database.repositories.opening import EMAIL_OF_WRITTEN, open_conversation
 from database.repositories.pruning import prune
@@ -411,7 +410,7 @@ class ConversationRepository(ExpiringRepository[Conversation]):
             forked = cls.require(db, source)
             _refuse(fields, _MANAGED)
             values = {**_taken_over(forked), **fields, "thread_id": thread_id}
-            newest = _shared(db, forked, at)
+            newest = shared(db, forked, at)
             fork = cls._insert(db, values)
             if newest is None:
                 return fork
@@ -450,20 +449,6 @@ def _refuse(fields: Container[str], names: Iterable[str]) -> None:
     for name in names:
         if name in fields:
             raise InvalidValueError(name, "is set by the repository")
-
-
-def _shared(
-    db: Session, conversation: Conversation, at: Message | UUID | str | int | None
-) -> Message | None:
-    """Return the last message that a fork shows, behind the lock of the conversation it is of."""
-    shared = None
-    while True:
-        last = newest_shown(db, conversation.id) if at is None else message_in(db, conversation, at)
-        # While this waited for the lock, it may have been deleted, or become another fork's own.
-        if last is None or (last.id, last.conversation_id) == shared:
-            return last
-        share(db, last)
-        shared = (last.id, last.conversation_id)
 
 
 def _taken_over(conversation: Conversation) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from sqlalchemy import Uuid, bindparam, text
 
 from database.errors import ConflictError
 from database.repositories.bookkeeping import lock, recount
+from database.repositories.branching import message_in, newest_shown
 from database.repositories.paths import ranges_to
 from database.session import ALL_TENANTS, TenantSession, binding_of, tenant_of
 from database.types import Timestamp, utcnow
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
     from sqlalchemy import TextClause
     from sqlalchemy.orm import Session
 
+    from database.models.conversation import Conversation
     from database.models.message import Message
 
-__all__ = ["begin_fork", "clear_conversation", "delete_conversation", "purge_shared", "share"]
+__all__ = ["begin_fork", "clear_conversation", "delete_conversation", "purge_shared", "shared"]
 
 
 def _statement(sql: str) -> TextClause:
@@ -96,16 +98,31 @@ _EXPIRED = _statement(
 _TENANTS = _statement(f"SELECT DISTINCT tenant_id {_SHARED_AND_EXPIRED}")
 
 
-def share(db: Session, message: Message) -> None:
-    """Let a fork show a message and those before it.
+def shared(
+    db: Session, conversation: Conversation, at: Message | UUID | str | int | None
+) -> Message | None:
+    """Return the last message that a fork shows, behind the lock of the conversation it is of.
 
     Raises:
-        ConflictError: Its conversation is deleted by somebody else just now.
+        NotFoundError: The forked conversation has no such message.
+        ConflictError: The forked conversation is deleted by somebody else just now.
     """
-    parameters = {"tenant": tenant_of(db), "conversation": message.conversation_id}
-    if db.scalar(_SHARE, parameters) is None:
-        msg = "conversation: was deleted meanwhile"
-        raise ConflictError(msg)
+    place = None
+    while True:
+        last = newest_shown(db, conversation.id) if at is None else message_in(db, conversation, at)
+        if last is not None:
+            # While this waited for the lock, it may have been deleted, or become another fork's.
+            if place == (last.id, last.conversation_id):
+                return last
+            parameters = {"tenant": tenant_of(db), "conversation": last.conversation_id}
+            if db.scalar(_SHARE, parameters) is not None:
+                place = (last.id, last.conversation_id)
+                continue
+        if db.scalar(_FIND["id"], {"tenant": tenant_of(db), "id": conversation.id}) is None:
+            msg = "conversation: was deleted meanwhile"
+            raise ConflictError(msg)
+        if last is None:
+            return None
 
 
 def begin_fork(db: Session, fork: UUID, last: Message) -> None:
@@ -172,7 +189,9 @@ def _bequeath(db: Session, conversation: UUID) -> None:
     parameters = {"tenant": tenant_of(db), "conversation": conversation}
     while forks := db.execute(_FORKS, parameters).all():
         for heir, forked_at in forks:
-            if lock(db, heir) is not None:
+            found = lock(db, heir)
+            # While this waited for the lock, it may have been deleted, or cleared.
+            if found is not None and found.forked_at_id == forked_at:
                 _leave_to(db, parameters, conversation, heir, forked_at)
 
 

@@ -14,7 +14,7 @@ from database.repositories.histories import read_path
 from database.session import tenant_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from uuid import UUID
 
     from sqlalchemy import TextClause, TextualSelect
@@ -107,10 +107,14 @@ WHERE theirs.tenant_id = :tenant AND theirs.user_id = ANY(:users) AND theirs.is_
     AND gone.tenant_id = :tenant AND gone.conversation_id = theirs.id
     AND fork.tenant_id = :tenant AND fork.forked_at_id = gone.id
     AND (fork.user_id = ANY(:users)) IS NOT TRUE
-ORDER BY fork.id""")
+ORDER BY fork.id""").columns(id=Uuid())
 _LOCK_THEIRS = _statement("""
-SELECT count(*) FROM (SELECT FROM conversations
+SELECT bool_or(is_shared) FROM (SELECT is_shared FROM conversations
 WHERE tenant_id = :tenant AND user_id = ANY(:users) ORDER BY id FOR UPDATE) AS locked""")
+_LOCK_USERS = _statement("""
+SELECT id FROM users
+WHERE tenant_id = :tenant AND id = ANY(:users) AND (:admins OR NOT is_admin)
+ORDER BY id FOR UPDATE""").columns(id=Uuid())
 _DETACH = _statement("""
 UPDATE messages AS item SET parent_id = item.id
 FROM messages AS gone, conversations AS theirs, conversations AS ours
@@ -156,20 +160,31 @@ def unlink_deactivated(db: Session, conversation: UUID) -> None:
 
 
 @contextmanager
-def detaching_forks(db: Session, users: Sequence[UUID]) -> Iterator[None]:
-    """Delete users inside: other users' forks then begin with what is their own.
+def detaching_forks(db: Session, users: Sequence[UUID], *, admins: bool = True) -> Iterator[None]:
+    """Delete users inside, or not the administrators: others' forks then begin with their own.
 
-    Locks the users' conversations, and the forks of these.
+    Locks the users' conversations, the forks of these, and the users.
     """
     parameters = {"tenant": tenant_of(db), "users": users}
-    db.execute(_LOCK_THEIRS, parameters)
-    forks = db.scalars(_OTHERS_FORKS.columns(id=Uuid()), parameters).all()
-    for fork in forks:
-        if lock(db, fork) is not None:
-            lock_forks(db, fork)
+    # The users last: who has locked a conversation may yet write a row that refers to its user. And
+    # the conversations again, for behind that lock nobody gets another one.
+    _lock_theirs(db, parameters)
+    parameters["users"] = db.scalars(_LOCK_USERS, {**parameters, "admins": admins}).all()
+    forks = _lock_theirs(db, parameters)
     if forks:
         db.execute(_DETACH, parameters)
     yield
     for fork in forks:
-        if lock(db, fork) is not None:
-            recount(db, fork)
+        recount(db, fork)
+
+
+def _lock_theirs(db: Session, parameters: Mapping[str, Any]) -> list[UUID]:
+    """Lock conversations of users, and forks of others that show these; return those forks."""
+    if not db.scalar(_LOCK_THEIRS, parameters):
+        return []
+    locked: dict[UUID, bool] = {}
+    while new := [id_ for id_ in db.scalars(_OTHERS_FORKS, parameters) if id_ not in locked]:
+        for fork in new:
+            locked[fork] = lock(db, fork) is not None
+            lock_forks(db, fork)
+    return [fork for fork, exists in locked.items() if exists]

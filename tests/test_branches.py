@@ -658,6 +658,20 @@ def test_a_branched_history_is_two_statements(db: TenantSession) -> None:
     assert len(statements) == 1
 
 
+@pytest.mark.parametrize("number", [1, 2, 20])
+def test_branches_are_found_by_as_many_statements(db: TenantSession, number: int) -> None:
+    chat, (first, _) = talk(db, "a", "b")
+    for n in range(number - 1):
+        Messages.edit(db, first.id, content=str(n))
+    fork = Conversations.fork(db, chat.id, at=first)
+    for n in range(number - 1):
+        Messages.edit(db, first.id, content=str(n), conversation_id=fork.id)
+    for conversation, expected in ((chat, 3), (fork, 5)):
+        with counted_statements() as statements:
+            found = Conversations.branches(db, conversation.id)
+        assert (len(found), len(statements)) == (number, expected)
+
+
 # Scopes
 
 

@@ -437,9 +437,31 @@ def test_branches_and_forks_travel(db: TenantSession, other: TenantSession) -> N
     assert said(other, chat) == "a b c d"
     # Of what belongs to another user, only what was written in the fork.
     UserRepository.import_(other, UserRepository.export(db, theirs.id))
-    assert said(other, others) == "R"
+    assert (said(other, others), counted(other, others)) == ("R", (1, "R"))
     shown = {b.head.content for b in Conversations.branches(other, others.id)}
     assert shown == {"R", "T"}
+
+
+def test_an_imported_fork_counts_what_came_along(db: TenantSession, other: TenantSession) -> None:
+    mine, theirs = UserFactory(db=db), UserFactory(db=db)
+    chat, _ = talk(db, "a", "b", user_id=mine.id)
+    bare, fork = (Conversations.fork(db, chat.id, user_id=theirs.id) for _ in range(2))
+    Messages.append_many(db, fork.id, [{"role": "user", "content": c} for c in "FG"])
+    last = Conversations.fork(db, fork.id)
+    Messages.append(db, last.id, role="user", content="L")
+    own, (first, _) = talk(db, "c", "d", user_id=theirs.id)
+    Messages.edit(db, first.id, content="C")
+    Conversations.update(db, own.id, last_message="said by hand")
+    UserRepository.import_(other, UserRepository.export(db, theirs.id))
+    assert [(said(other, c), counted(other, c)) for c in (bare, fork, last)] == [
+        ("", (0, None)),
+        ("F G", (2, "G")),
+        ("F G L", (3, "L")),
+    ]
+    assert counted(other, own) == (1, "said by hand")
+    for chat in (fork, own):
+        old, new = (Conversations.require(session, chat.id) for session in (db, other))
+        assert (old.updated_at, old.version) == (new.updated_at, new.version)
 
 
 # Turns

@@ -18,10 +18,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from uuid import UUID
 
+    from sqlalchemy import ScalarSelect, Update
     from sqlalchemy.orm import Session
     from sqlalchemy.sql.dml import ReturningUpdate
 
-__all__ = ["PREVIEW", "lock", "lock_forks", "locked_forks", "move_head", "recount"]
+__all__ = [
+    "PREVIEW",
+    "correct_counts",
+    "lock",
+    "lock_forks",
+    "locked_forks",
+    "move_head",
+    "recount",
+]
 
 PREVIEW = 200
 """How many characters of the newest message a conversation shows."""
@@ -50,6 +59,16 @@ _FORKS = (
         Conversation.id != bindparam("conversation"),
     )
     .order_by(Conversation.id)
+    .execution_options(names_tenant=True)
+)
+
+_BRANCHED = (
+    select(Conversation.id)
+    .where(
+        Conversation.tenant_id == bindparam("tenant"),
+        Conversation.user_id == bindparam("user"),
+        Conversation.is_branched,
+    )
     .execution_options(names_tenant=True)
 )
 
@@ -98,8 +117,41 @@ def recount(db: Session, conversation: UUID, *, forks: bool = True) -> None:
             recount(db, fork.id)
 
 
+def correct_counts(db: Session, user: UUID) -> None:
+    """Bring a user's conversations in line that count other messages than they show.
+
+    Forks do that were imported without what they share. When they changed, and how often, stays.
+    """
+    for conversation in db.scalars(_BRANCHED, {"tenant": tenant_of(db), "user": user}).all():
+        db.execute(_correcting(), {"tenant": tenant_of(db), "conversation": conversation})
+
+
 @cache
 def _recounting(*, branched: bool) -> ReturningUpdate[bool]:
+    count, preview = _shown(branched=branched)
+    return (
+        update(Conversation)
+        .where(*_THE_CONVERSATION, Conversation.is_branched.is_(branched))
+        .values(message_count=count, last_message=preview, updated_at=bindparam("now"))
+        .returning(Conversation.is_shared)
+        .execution_options(synchronize_session=False, names_tenant=True)
+    )
+
+
+@cache
+def _correcting() -> Update:
+    count, preview = _shown(branched=True)
+    kept = {"updated_at": Conversation.updated_at, "version": Conversation.version}
+    return (
+        update(Conversation)
+        .where(*_THE_CONVERSATION, Conversation.message_count != count)
+        .values(message_count=count, last_message=preview, **kept)
+        .execution_options(synchronize_session=False, names_tenant=True)
+    )
+
+
+def _shown(*, branched: bool) -> tuple[ScalarSelect[int], ScalarSelect[str]]:
+    """Return how many messages a conversation's history has, and the preview of the newest."""
     messages = select(Message.content, Message.position).where(Message.is_active)
     if branched:
         where, part = along(path_to(HEAD), messages)
@@ -110,14 +162,5 @@ def _recounting(*, branched: bool) -> ReturningUpdate[bool]:
             Message.conversation_id == bindparam("conversation"),
         ).subquery()
     newest = select(func.left(shown.c.content, PREVIEW)).order_by(shown.c.position.desc()).limit(1)
-    return (
-        update(Conversation)
-        .where(*_THE_CONVERSATION, Conversation.is_branched.is_(branched))
-        .values(
-            message_count=select(func.count()).select_from(shown).scalar_subquery(),
-            last_message=newest.scalar_subquery(),
-            updated_at=bindparam("now"),
-        )
-        .returning(Conversation.is_shared)
-        .execution_options(synchronize_session=False, names_tenant=True)
-    )
+    count = select(func.count()).select_from(shown)
+    return count.scalar_subquery(), newest.scalar_subquery()

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from database import (
     ALL_TENANTS,
@@ -381,6 +381,29 @@ def test_purging_what_expired_keeps_what_forks_show(
     assert Conversations.purge_expired(db, dry_run=True) == 1
     with SessionLocal(tenant_id=ALL_TENANTS) as across:
         assert Conversations.purge_expired(across) >= 2
+    for session, fork in forks:
+        assert (said(session, fork), Conversations.count(session)) == ("a b", 1)
+
+
+def test_purging_in_a_unit_of_all_tenants(db: TenantSession, other: TenantSession) -> None:
+    past = datetime.now(UTC) - timedelta(days=1)
+    forks = []
+    for session in (db, other):
+        chat, _ = talk(session, "a", "b", expires_at=past)
+        forks.append((session, Conversations.fork(session, chat.id, expires_at=None)))
+    with SessionLocal(tenant_id=ALL_TENANTS) as across:
+        role = across.scalar(text("SELECT current_user"))
+        with pytest.raises(ZeroDivisionError), transaction(across):
+            Conversations.purge_expired(across)
+            raise ZeroDivisionError
+        assert [Conversations.count(session) for session, _ in forks] == [2, 2]
+        with transaction(across):
+            assert Conversations.purge_expired(across) >= 2
+            # It works across tenants, as before.
+            assert across.scalar(text("SELECT current_user")) == role
+            tenants = {tenant_of(session) for session, _ in forks}
+            assert tenants <= {*across.scalars(select(Conversation.tenant_id))}
+            assert Conversations.purge_expired(across, dry_run=True) == 0
     for session, fork in forks:
         assert (said(session, fork), Conversations.count(session)) == ("a b", 1)
 

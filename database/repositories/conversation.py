@@ -262,8 +262,7 @@ class ConversationRepository(ExpiringRepository[Conversation]):
     def purge_expired(cls, db: Session, *, batch_size: int = 1000, dry_run: bool = False) -> int:
         """Delete the expired conversations but for what forks show; return how many.
 
-        As for contexts; those whose messages forks show go one by one, and an `ALL_TENANTS`
-        session that is in a transaction leaves them.
+        As for contexts; those whose messages forks show go one by one, each waiting for its locks.
         """
         purged = super().purge_expired(db, batch_size=batch_size, dry_run=dry_run)
         return purged if dry_run else purged + purge_shared(db)

@@ -11,12 +11,12 @@ from database.errors import ConflictError
 from database.repositories.bookkeeping import lock, recount
 from database.repositories.branching import message_in, newest_shown
 from database.repositories.paths import ranges_to
-from database.session import ALL_TENANTS, TenantSession, binding_of, tenant_of
+from database.session import ALL_TENANTS, TenantSession, binding_of, enter_tenant, tenant_of
 from database.types import Timestamp, utcnow
 from database.units import is_owned, one_read, one_write, transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from uuid import UUID
 
     from sqlalchemy import TextClause
@@ -170,14 +170,26 @@ def purge_shared(db: Session) -> int:
         with one_read(db) as connection:
             found = connection.scalars(_EXPIRED, {"now": utcnow(), "tenant": tenant}).all()
         return sum(delete_conversation(db, "id", conversation) for conversation in found)
-    if is_owned(db):
-        return 0
     with one_read(db) as connection:
         tenants = connection.scalars(_TENANTS, {"now": utcnow()}).all()
+    if is_owned(db):
+        return _purge_within(db, tenants)
     purged = 0
     for name in tenants:
         with TenantSession(db.get_bind(), tenant_id=name) as own:
             purged += purge_shared(own)
+    return purged
+
+
+def _purge_within(db: Session, tenants: Sequence[str]) -> int:
+    """Delete them in the unit of a session of all tenants, which works in each in turn."""
+    purged = 0
+    with transaction(db):
+        connection = db.connection()
+        for name in tenants:
+            with TenantSession(connection, tenant_id=name) as own:
+                purged += purge_shared(own)
+        enter_tenant(db, connection)
     return purged
 
 

@@ -51,6 +51,7 @@ Call = Callable[[TenantSession, Chain], object]
 CALLS: dict[str, Call] = {
     "append to last": lambda db, c: Messages.append(db, c.last, role="user", content="x"),
     "pop first": lambda db, c: Messages.pop_last(db, c.first),
+    "pop and prune first": lambda db, c: pop_and_prune(db, c.first),
     "pop last": lambda db, c: Messages.pop_last(db, c.last),
     "fork first": lambda db, c: Conversations.fork(db, c.first, title="4"),
     "fork first at c": lambda db, c: Conversations.fork(db, c.first, at=c.messages["c"], title="4"),
@@ -76,6 +77,7 @@ CALLS: dict[str, Call] = {
 PAIRS = [
     ("pop first", "fork first"),
     ("pop first", "fork first at c"),
+    ("pop and prune first", "fork first at c"),
     ("pop last", "fork last"),
     # The middle of a chain
     ("delete middle", "append to last"),
@@ -87,6 +89,7 @@ PAIRS = [
     ("delete middle", "delete e"),
     ("delete middle", "hide first"),
     ("delete middle", "delete first"),
+    ("delete middle", "pop and prune first"),
     ("clear middle", "delete first"),
     ("clear middle", "hide first"),
     ("clear middle", "append to last"),
@@ -147,6 +150,13 @@ def make_chain() -> Chain:
 def say(db: TenantSession, conversation: UUID, *contents: str) -> dict[str, UUID]:
     rows = [{"role": "user", "content": content} for content in contents]
     return {m.content: m.id for m in Messages.append_many(db, conversation, rows)}
+
+
+def pop_and_prune(db: TenantSession, conversation: UUID) -> None:
+    with transaction(db):
+        popped = Messages.pop_last(db, conversation)
+        assert popped is not None
+        Conversations.prune(db, conversation, popped)
 
 
 def end_of(call: str, chain: Chain, db: TenantSession) -> bool:

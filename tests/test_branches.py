@@ -182,7 +182,7 @@ def test_prune(db: TenantSession) -> None:
     Conversations.branch(db, chat.id, at=a)
     assert Conversations.prune(db, chat.id, end, keep=[again.id]) == 1
     assert [m.content for m in Messages.history_to(db, again.id)] == ["a", "b", "C", "E"]
-    Conversations.fork(db, chat.id, at=a)
+    Conversations.fork(db, chat.id, at=again)
     assert Conversations.prune(db, chat.id, again) == 0
     with pytest.raises(NotFoundError):
         Conversations.prune(db, chat.id, end)
@@ -306,6 +306,35 @@ def test_pop(db: TenantSession) -> None:
     assert Messages.pop_last(db, chat.id, before=2) == first
     assert (said(db, chat), counted(db, chat)) == ("d", (1, "d"))
     assert Messages.pop_last(db, chat.id, before=2) is None
+
+
+def test_what_was_popped_is_pruned_where_no_fork_shows_it(db: TenantSession) -> None:
+    chat, (_, second, third, fourth) = talk(db, "a", "b", "c", "d")
+    fork = Conversations.fork(db, chat.id, at=second)
+    assert [Messages.pop_last(db, chat.id) for _ in range(3)] == [fourth, third, second]
+    assert [b.head.content for b in Conversations.branches(db, chat.id)] == ["d"]
+    assert Conversations.prune(db, chat.id, fourth) == 2
+    assert (said(db, chat), said(db, fork)) == ("a", "a b")
+    assert Conversations.prune(db, chat.id, second) == 0
+    Conversations.branch(db, fork.id, at=None)
+    assert Conversations.prune(db, chat.id, second) == 0  # the fork may come back to it
+    Conversations.delete(db, fork.id)
+    assert Conversations.prune(db, chat.id, second) == 1
+    assert (said(db, chat), counted(db, chat), Messages.count(db)) == ("a", (1, "a"), 1)
+
+
+def test_pruning_keeps_what_a_fork_of_a_fork_shows(db: TenantSession) -> None:
+    chat, (first, second, third) = talk(db, "a", "b", "c")
+    fork = Conversations.fork(db, chat.id, at=second)
+    Messages.append(db, fork.id, role="user", content="F")
+    last = Conversations.fork(db, fork.id)
+    Messages.append(db, last.id, role="user", content="L")
+    Messages.clear(db, fork.id)
+    for _ in range(3):
+        Messages.pop_last(db, chat.id)
+    assert Conversations.prune(db, chat.id, third) == 1
+    assert (said(db, chat), said(db, last)) == ("", "a b F L")
+    assert Messages.exists(db, first.id)
 
 
 def test_a_cleared_fork_comes_back_when_the_other_is_gone(db: TenantSession) -> None:

@@ -354,13 +354,14 @@ class ConversationRepository(ExpiringRepository[Conversation]):
     ) -> int:
         """Delete the messages that lead to a branch's head and to nothing else; return how many.
 
-        The history stays, other branches stay, and all of it where forks share the conversation.
+        The history stays, other branches stay, and what forks show, even if they have gone back
+        from it. So it also deletes what `pop_last` left behind for forks that do not show it.
         Locks the conversation, as an append does.
 
         Args:
             db: The session.
             conversation_id: Which.
-            head: The newest message of the branch.
+            head: The newest message of the branch, or the popped one.
             keep: Messages that stay, with those that lead there.
 
         Raises:

@@ -35,7 +35,8 @@ from tests.factories import UserFactory
 class Chain(NamedTuple):
     """A conversation, a fork of it, and a fork of that, each of a user of its own.
 
-    They show "a b c", "a b d e" and "a b d e f".
+    They show "a b c", "a b d e" and "a b d e f". Beside them the user of the middle has one more
+    fork of the first, that shows "a".
     """
 
     tenant: str
@@ -108,6 +109,8 @@ PAIRS = [
     ("delete middle", "delete first's user"),
     ("clear middle", "erase first's user"),
     ("clear middle", "erase middle's user"),
+    ("delete first", "erase middle's user"),
+    ("delete b", "erase middle's user"),
     ("erase first's user", "delete first's user"),
     ("erase first's user", "delete first's non-admin"),
     ("erase first's user", "erase middle's user"),
@@ -140,6 +143,7 @@ def make_chain() -> Chain:
         users = [UserFactory(db=db).id for _ in range(3)]
         first = Conversations.create(db, user_id=users[0], title="1").id
         written = say(db, first, "a", "b", "c")
+        Conversations.fork(db, first, at=written["a"], user_id=users[1], title="5")
         middle = Conversations.fork(db, first, at=written["b"], user_id=users[1], title="2").id
         written |= say(db, middle, "d", "e")
         last = Conversations.fork(db, middle, user_id=users[2], title="3").id

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import Uuid, bindparam, func, select, text, update
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from database.models.conversation import Conversation
 from database.models.message import Message
@@ -15,7 +16,7 @@ from database.session import tenant_of
 from database.types import utcnow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from uuid import UUID
 
     from sqlalchemy import ScalarSelect, Update
@@ -47,21 +48,18 @@ _MOVE_HEAD = (
     .values(head_id=bindparam("head"), is_branched=True)
     .execution_options(synchronize_session=False, names_tenant=True)
 )
-_FORKS = (
-    select(Conversation.id)
-    .join(
-        Message,
-        (Message.tenant_id == bindparam("tenant")) & (Message.id == Conversation.forked_at_id),
-    )
-    .where(
-        Conversation.tenant_id == bindparam("tenant"),
-        Message.conversation_id == bindparam("conversation"),
-        Conversation.id != bindparam("conversation"),
-    )
-    .order_by(Conversation.id)
-    .execution_options(names_tenant=True)
+_FORKS = text("""
+WITH RECURSIVE fork AS (
+    SELECT fork.id FROM conversations AS fork
+    JOIN messages AS shared ON shared.tenant_id = :tenant AND shared.id = fork.forked_at_id
+    WHERE fork.tenant_id = :tenant AND shared.conversation_id = ANY(:conversations)
+    UNION
+    SELECT later.id FROM fork
+    JOIN messages AS shared ON shared.tenant_id = :tenant AND shared.conversation_id = fork.id
+    JOIN conversations AS later ON later.tenant_id = :tenant AND later.forked_at_id = shared.id
 )
-
+SELECT id FROM fork WHERE id <> ALL(:conversations) ORDER BY id
+""").bindparams(bindparam("conversations", type_=ARRAY(Uuid())))
 _BRANCHED = (
     select(Conversation.id)
     .where(
@@ -85,22 +83,22 @@ def move_head(db: Session, conversation: UUID, head: UUID | None) -> None:
     db.execute(_MOVE_HEAD, parameters)
 
 
-def locked_forks(db: Session, conversation: UUID) -> Iterator[Conversation]:
-    """Lock the forks of a locked conversation, one by one, and yield each."""
-    parameters = {"tenant": tenant_of(db), "conversation": conversation}
+def locked_forks(db: Session, conversations: Sequence[UUID]) -> Iterator[Conversation]:
+    """Lock the forks of locked conversations, and theirs, by their ids; yield each."""
+    parameters = {"tenant": tenant_of(db), "conversations": conversations}
     seen: set[UUID] = set()
     # Again, until there is no other one: a fork that was deleted while this waited for its lock has
     # left what it shared to forks of its own.
-    while new := [id_ for id_ in db.scalars(_FORKS, parameters).all() if id_ not in seen]:
+    forks = _FORKS.columns(id=Uuid())
+    while new := [id_ for id_ in db.scalars(forks, parameters) if id_ not in seen]:
         seen.update(new)
         yield from filter(None, (lock(db, fork) for fork in new))
 
 
 def lock_forks(db: Session, conversation: UUID) -> None:
     """Lock the forks of a locked conversation, and theirs: they may link to its messages."""
-    for fork in locked_forks(db, conversation):
-        if fork.is_shared:
-            lock_forks(db, fork.id)
+    for _ in locked_forks(db, [conversation]):
+        pass
 
 
 def recount(db: Session, conversation: UUID, *, forks: bool = True) -> None:
@@ -113,8 +111,8 @@ def recount(db: Session, conversation: UUID, *, forks: bool = True) -> None:
     if shared is None:
         shared = db.execute(_recounting(branched=True), parameters).scalar_one_or_none()
     if shared and forks:
-        for fork in locked_forks(db, conversation):
-            recount(db, fork.id)
+        for fork in locked_forks(db, [conversation]):
+            recount(db, fork.id, forks=False)
 
 
 def correct_counts(db: Session, user: UUID) -> None:

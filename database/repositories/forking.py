@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sqlalchemy import Uuid, bindparam, text
 
 from database.errors import ConflictError
-from database.repositories.bookkeeping import lock, recount
+from database.repositories.bookkeeping import lock, lock_forks, recount
 from database.repositories.branching import message_in, newest_shown
 from database.repositories.paths import ranges_to
 from database.session import ALL_TENANTS, TenantSession, binding_of, enter_tenant, tenant_of
@@ -199,12 +199,10 @@ def _bequeath(db: Session, conversation: UUID) -> None:
     There is room for it: a fork's own messages are numbered from behind what it shows.
     """
     parameters = {"tenant": tenant_of(db), "conversation": conversation}
-    while forks := db.execute(_FORKS, parameters).all():
-        for heir, forked_at in forks:
-            found = lock(db, heir)
-            # While this waited for the lock, it may have been deleted, or cleared.
-            if found is not None and found.forked_at_id == forked_at:
-                _leave_to(db, parameters, conversation, heir, forked_at)
+    # All of them before one gets anything: else one that is deleted or cleared just now could.
+    lock_forks(db, conversation)
+    for heir, forked_at in db.execute(_FORKS, parameters).all():
+        _leave_to(db, parameters, conversation, heir, forked_at)
 
 
 def _leave_to(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Uuid, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from database.repositories.bookkeeping import lock, lock_forks, recount
+from database.repositories.bookkeeping import locked_forks, recount
 from database.repositories.histories import read_path
 from database.session import tenant_of
 
@@ -101,16 +101,11 @@ WHERE tenant_id = :tenant AND conversation_id = :conversation AND NOT is_active
         OR EXISTS (SELECT FROM conversations WHERE tenant_id = :tenant AND forked_at_id = item.id))
 ORDER BY position DESC""")
 
-_OTHERS_FORKS = _statement("""
-SELECT fork.id FROM conversations AS theirs, messages AS gone, conversations AS fork
-WHERE theirs.tenant_id = :tenant AND theirs.user_id = ANY(:users) AND theirs.is_shared
-    AND gone.tenant_id = :tenant AND gone.conversation_id = theirs.id
-    AND fork.tenant_id = :tenant AND fork.forked_at_id = gone.id
-    AND (fork.user_id = ANY(:users)) IS NOT TRUE
-ORDER BY fork.id""").columns(id=Uuid())
+# Materialized: the condition would go into a subquery, and only what fulfils it be locked.
 _LOCK_THEIRS = _statement("""
-SELECT bool_or(is_shared) FROM (SELECT is_shared FROM conversations
-WHERE tenant_id = :tenant AND user_id = ANY(:users) ORDER BY id FOR UPDATE) AS locked""")
+WITH locked AS MATERIALIZED (SELECT id, is_shared FROM conversations
+    WHERE tenant_id = :tenant AND user_id = ANY(:users) ORDER BY id FOR UPDATE)
+SELECT id FROM locked WHERE is_shared""").columns(id=Uuid())
 _LOCK_USERS = _statement("""
 SELECT id FROM users
 WHERE tenant_id = :tenant AND id = ANY(:users) AND (:admins OR NOT is_admin)
@@ -175,16 +170,11 @@ def detaching_forks(db: Session, users: Sequence[UUID], *, admins: bool = True) 
         db.execute(_DETACH, parameters)
     yield
     for fork in forks:
-        recount(db, fork)
+        recount(db, fork, forks=False)
 
 
 def _lock_theirs(db: Session, parameters: Mapping[str, Any]) -> list[UUID]:
-    """Lock conversations of users, and forks of others that show these; return those forks."""
-    if not db.scalar(_LOCK_THEIRS, parameters):
-        return []
-    locked: dict[UUID, bool] = {}
-    while new := [id_ for id_ in db.scalars(_OTHERS_FORKS, parameters) if id_ not in locked]:
-        for fork in new:
-            locked[fork] = lock(db, fork) is not None
-            lock_forks(db, fork)
-    return [fork for fork, exists in locked.items() if exists]
+    """Lock conversations of users, and their forks; return those forks that are others'."""
+    shared = db.scalars(_LOCK_THEIRS, parameters).all()
+    forks = locked_forks(db, shared) if shared else ()
+    return [fork.id for fork in forks if fork.user_id not in parameters["users"]]

@@ -35,6 +35,7 @@ __all__ = [
     "TenantSession",
     "bind_tenant",
     "binding_of",
+    "enter_tenant",
     "moving_to_tenant",
     "return_to_tenant",
     "tenant_of",
@@ -158,10 +159,11 @@ def _enter_tenant(
     if autocommit and session.info[_TENANT] is not ALL_TENANTS:
         msg = "a session of a tenant cannot work in autocommit: only a transaction has a tenant"
         raise ConfigurationError(msg)
-    _enter(session, connection)
+    enter_tenant(session, connection)
 
 
-def _enter(session: Session, connection: Connection) -> None:
+def enter_tenant(session: Session, connection: Connection) -> None:
+    """Let what follows in a connection's transaction work in the session's tenant."""
     tenant = session.info[_TENANT]
     driver_of(connection).enter(
         None if tenant is ALL_TENANTS else tenant, connection.get_execution_options()["app_role"]
@@ -174,7 +176,7 @@ def return_to_tenant(session: Session) -> None:
     if isinstance(bind, Connection) and bind.in_transaction() and session.in_transaction():
         tenant = session.info.get(_TENANT)
         if driver_of(bind).tenant_id != (None if tenant is ALL_TENANTS else tenant):
-            _enter(session, bind)
+            enter_tenant(session, bind)
 
 
 @lru_cache(maxsize=1024)

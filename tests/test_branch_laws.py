@@ -156,6 +156,28 @@ class Play:
         else:
             self.model.remove(popped.id)
 
+    def prune(self) -> None:
+        conversation = self.conversation()
+        head = self.message(conversation)
+        if head is None:
+            return
+        kept = set(self.model.way(self.model.heads[conversation]))
+        for other, seen in self.model.seen.items():
+            kept |= seen if other != conversation else set()
+        left = {m for m in self.model.parents if MessageRepository.exists(self.db, m)}
+        gone = []
+        for message in self.model.way(head)[::-1]:
+            followed = any(self.model.parents[m] == message for m in left)
+            elsewhere = MessageRepository.require(self.db, message).conversation_id != conversation
+            if message in kept or followed or elsewhere:
+                break
+            left.remove(message)
+            gone.append(message)
+        assert ConversationRepository.prune(self.db, conversation, head) == len(gone)
+        for message in gone:
+            assert not MessageRepository.exists(self.db, message)
+            self.model.remove(message)
+
     def delete_conversation(self) -> None:
         conversation = self.conversation()
         assert ConversationRepository.delete(self.db, conversation)
@@ -205,6 +227,7 @@ STEP = {
     "hide": 2,
     "purge": 2,
     "pop": 2,
+    "prune": 2,
     "delete_conversation": 1,
 }
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from threading import Barrier
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from database import (
     ALL_TENANTS,
@@ -29,6 +28,8 @@ from database import (
 )
 from database import MessageRepository as Messages
 from database.session import tenant_of
+from tests.blocking import in_background, until_waiting
+from tests.conftest import admin
 from tests.counting import counted_statements
 from tests.factories import UserFactory
 from tests.threads import THREADS, in_threads
@@ -181,7 +182,7 @@ def test_prune(db: TenantSession) -> None:
     Conversations.branch(db, chat.id, at=a)
     assert Conversations.prune(db, chat.id, end, keep=[again.id]) == 1
     assert [m.content for m in Messages.history_to(db, again.id)] == ["a", "b", "C", "E"]
-    Conversations.fork(db, chat.id, at=a)
+    Conversations.fork(db, chat.id, at=again)
     assert Conversations.prune(db, chat.id, again) == 0
     with pytest.raises(NotFoundError):
         Conversations.prune(db, chat.id, end)
@@ -307,6 +308,35 @@ def test_pop(db: TenantSession) -> None:
     assert Messages.pop_last(db, chat.id, before=2) is None
 
 
+def test_what_was_popped_is_pruned_where_no_fork_shows_it(db: TenantSession) -> None:
+    chat, (_, second, third, fourth) = talk(db, "a", "b", "c", "d")
+    fork = Conversations.fork(db, chat.id, at=second)
+    assert [Messages.pop_last(db, chat.id) for _ in range(3)] == [fourth, third, second]
+    assert [b.head.content for b in Conversations.branches(db, chat.id)] == ["d"]
+    assert Conversations.prune(db, chat.id, fourth) == 2
+    assert (said(db, chat), said(db, fork)) == ("a", "a b")
+    assert Conversations.prune(db, chat.id, second) == 0
+    Conversations.branch(db, fork.id, at=None)
+    assert Conversations.prune(db, chat.id, second) == 0  # the fork may come back to it
+    Conversations.delete(db, fork.id)
+    assert Conversations.prune(db, chat.id, second) == 1
+    assert (said(db, chat), counted(db, chat), Messages.count(db)) == ("a", (1, "a"), 1)
+
+
+def test_pruning_keeps_what_a_fork_of_a_fork_shows(db: TenantSession) -> None:
+    chat, (first, second, third) = talk(db, "a", "b", "c")
+    fork = Conversations.fork(db, chat.id, at=second)
+    Messages.append(db, fork.id, role="user", content="F")
+    last = Conversations.fork(db, fork.id)
+    Messages.append(db, last.id, role="user", content="L")
+    Messages.clear(db, fork.id)
+    for _ in range(3):
+        Messages.pop_last(db, chat.id)
+    assert Conversations.prune(db, chat.id, third) == 1
+    assert (said(db, chat), said(db, last)) == ("", "a b F L")
+    assert Messages.exists(db, first.id)
+
+
 def test_a_cleared_fork_comes_back_when_the_other_is_gone(db: TenantSession) -> None:
     chat, _ = talk(db, "a", "b")
     fork = Conversations.fork(db, chat.id)
@@ -344,7 +374,9 @@ def test_a_move_of_the_head_leaves_forks_as_they_are(db: TenantSession) -> None:
 
 
 @pytest.mark.parametrize("change", ["delete", "purge", "update", "delete conversation"])
-def test_a_fork_goes_on_while_what_it_shares_changes(db: TenantSession, change: str) -> None:
+def test_a_fork_goes_on_while_what_it_shares_changes(
+    db: TenantSession, worker_url: str, change: str
+) -> None:
     """What the other session does waits for the fork's append, and sees it."""
     chat, (*_, last) = talk(db, "a", "b", "c")
     fork = Conversations.fork(db, chat.id)
@@ -356,19 +388,12 @@ def test_a_fork_goes_on_while_what_it_shares_changes(db: TenantSession, change: 
         "update": lambda own: Messages.update(own, last.id, content="C"),
         "delete conversation": lambda own: Conversations.delete(own, chat.id),
     }
-    begun = Barrier(2)
-
-    def work(own: TenantSession, number: int) -> None:
-        if number == 0:
-            with transaction(own):
-                Messages.append(own, fork.id, role="user", content="F")
-                begun.wait(30)
-                time.sleep(0.3)
-        else:
-            begun.wait(30)
-            calls[change](own)
-
-    in_threads(tenant_of(db), work, 2)
+    with admin(worker_url) as login, ThreadPoolExecutor(1) as pool:
+        with transaction(db):
+            Messages.append(db, fork.id, role="user", content="F")
+            changed = in_background(pool, tenant_of(db), calls[change])
+            until_waiting(login, changed)
+        changed.result()
     shown = {"update": "a b C F", "delete conversation": "a b c F"}.get(change, "a b F")
     assert said(db, fork) == shown
     assert counted(db, fork) == (len(shown.split()), "F")
@@ -385,6 +410,29 @@ def test_purging_what_expired_keeps_what_forks_show(
     assert Conversations.purge_expired(db, dry_run=True) == 1
     with SessionLocal(tenant_id=ALL_TENANTS) as across:
         assert Conversations.purge_expired(across) >= 2
+    for session, fork in forks:
+        assert (said(session, fork), Conversations.count(session)) == ("a b", 1)
+
+
+def test_purging_in_a_unit_of_all_tenants(db: TenantSession, other: TenantSession) -> None:
+    past = datetime.now(UTC) - timedelta(days=1)
+    forks = []
+    for session in (db, other):
+        chat, _ = talk(session, "a", "b", expires_at=past)
+        forks.append((session, Conversations.fork(session, chat.id, expires_at=None)))
+    with SessionLocal(tenant_id=ALL_TENANTS) as across:
+        role = across.scalar(text("SELECT current_user"))
+        with pytest.raises(ZeroDivisionError), transaction(across):
+            Conversations.purge_expired(across)
+            raise ZeroDivisionError
+        assert [Conversations.count(session) for session, _ in forks] == [2, 2]
+        with transaction(across):
+            assert Conversations.purge_expired(across) >= 2
+            # It works across tenants, as before.
+            assert across.scalar(text("SELECT current_user")) == role
+            tenants = {tenant_of(session) for session, _ in forks}
+            assert tenants <= {*across.scalars(select(Conversation.tenant_id))}
+            assert Conversations.purge_expired(across, dry_run=True) == 0
     for session, fork in forks:
         assert (said(session, fork), Conversations.count(session)) == ("a b", 1)
 
@@ -414,6 +462,15 @@ def test_who_is_erased_ends_what_others_forks_share(
     assert Messages.count(db) == 3
 
 
+def test_forks_of_an_administrator_who_is_kept(db: TenantSession) -> None:
+    admins, theirs = UserFactory(db=db, is_admin=True), UserFactory(db=db)
+    chat, _ = talk(db, "a", "b", user_id=admins.id)
+    fork = Conversations.fork(db, chat.id, user_id=theirs.id)
+    Messages.append(db, fork.id, role="user", content="F")
+    assert UserRepository.delete_non_admins(db, [admins.id]) == 0
+    assert (said(db, fork), counted(db, fork)) == ("a b F", (3, "F"))
+
+
 def test_branches_and_forks_travel(db: TenantSession, other: TenantSession) -> None:
     mine, theirs = UserFactory(db=db), UserFactory(db=db)
     chat, (first, *_) = talk(db, "a", "b", "c", user_id=mine.id)
@@ -432,9 +489,31 @@ def test_branches_and_forks_travel(db: TenantSession, other: TenantSession) -> N
     assert said(other, chat) == "a b c d"
     # Of what belongs to another user, only what was written in the fork.
     UserRepository.import_(other, UserRepository.export(db, theirs.id))
-    assert said(other, others) == "R"
+    assert (said(other, others), counted(other, others)) == ("R", (1, "R"))
     shown = {b.head.content for b in Conversations.branches(other, others.id)}
     assert shown == {"R", "T"}
+
+
+def test_an_imported_fork_counts_what_came_along(db: TenantSession, other: TenantSession) -> None:
+    mine, theirs = UserFactory(db=db), UserFactory(db=db)
+    chat, _ = talk(db, "a", "b", user_id=mine.id)
+    bare, fork = (Conversations.fork(db, chat.id, user_id=theirs.id) for _ in range(2))
+    Messages.append_many(db, fork.id, [{"role": "user", "content": c} for c in "FG"])
+    last = Conversations.fork(db, fork.id)
+    Messages.append(db, last.id, role="user", content="L")
+    own, (first, _) = talk(db, "c", "d", user_id=theirs.id)
+    Messages.edit(db, first.id, content="C")
+    Conversations.update(db, own.id, last_message="said by hand")
+    UserRepository.import_(other, UserRepository.export(db, theirs.id))
+    assert [(said(other, c), counted(other, c)) for c in (bare, fork, last)] == [
+        ("", (0, None)),
+        ("F G", (2, "G")),
+        ("F G L", (3, "L")),
+    ]
+    assert counted(other, own) == (1, "said by hand")
+    for chat in (fork, own):
+        old, new = (Conversations.require(session, chat.id) for session in (db, other))
+        assert (old.updated_at, old.version) == (new.updated_at, new.version)
 
 
 # Turns
@@ -651,6 +730,20 @@ def test_a_branched_history_is_two_statements(db: TenantSession) -> None:
     with counted_statements() as statements:
         Messages.history_to(db, first.id)
     assert len(statements) == 1
+
+
+@pytest.mark.parametrize("number", [1, 2, 20])
+def test_branches_are_found_by_as_many_statements(db: TenantSession, number: int) -> None:
+    chat, (first, _) = talk(db, "a", "b")
+    for n in range(number - 1):
+        Messages.edit(db, first.id, content=str(n))
+    fork = Conversations.fork(db, chat.id, at=first)
+    for n in range(number - 1):
+        Messages.edit(db, first.id, content=str(n), conversation_id=fork.id)
+    for conversation, expected in ((chat, 3), (fork, 5)):
+        with counted_statements() as statements:
+            found = Conversations.branches(db, conversation.id)
+        assert (len(found), len(statements)) == (number, expected)
 
 
 # Scopes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, Event
 from typing import Any
 from uuid import UUID, uuid4
@@ -40,6 +40,7 @@ from database.repositories.ownership import (
     unclassified,
 )
 from database.settings import Settings
+from tests.blocking import in_background, until_waiting
 from tests.conftest import admin, database_of
 from tests.counting import counted_round_trips, counted_statements
 from tests.everything import Dump, counts, dump, make_person, tenant_of
@@ -115,6 +116,12 @@ def test_owners_come_first_and_lead_one_way(table: str) -> None:
     owners = [owner.table for owner in owners_of(table)]
     assert all(OWNED.index(owner) < OWNED.index(table) for owner in owners)
     assert len([owner for owner in owners if owner != "users"]) <= 1
+
+
+def test_what_owns_rows_is_locked() -> None:
+    """An erasure locks users and conversations, so that nobody adds to what it deletes."""
+    owners = {owner.table for table in OWNED for owner in owners_of(table)}
+    assert owners == {"users", "conversations"}
 
 
 def test_all_references_are_known() -> None:
@@ -234,7 +241,7 @@ def test_what_others_refer_to(db: TenantSession, login: psycopg.Connection) -> N
     assert dump(login, tenant_of(db))["conversation_memory"][0][0] == str(memory.id)
 
 
-@pytest.mark.parametrize(("dry_run", "statements", "trips"), [(False, 5, 6), (True, 1, 1)])
+@pytest.mark.parametrize(("dry_run", "statements", "trips"), [(False, 4, 5), (True, 1, 1)])
 def test_costs(
     db: TenantSession,
     login: psycopg.Connection,
@@ -268,23 +275,6 @@ WRITES: dict[str, Write] = {
 }
 
 
-def in_background(pool: ThreadPoolExecutor, tenant: str, call: Callable[..., Any]) -> Future[Any]:
-    def run() -> Any:
-        with SessionLocal(tenant_id=tenant) as db:
-            return call(db)
-
-    return pool.submit(run)
-
-
-def wait_for_lock(login: psycopg.Connection) -> None:
-    waiting = (
-        "SELECT FROM pg_stat_activity"
-        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
-    while not login.execute(waiting).fetchall():
-        pass
-
-
 @pytest.mark.parametrize("write", WRITES)
 def test_who_comes_late_finds_nobody(
     db: TenantSession, login: psycopg.Connection, write: str
@@ -296,7 +286,7 @@ def test_who_comes_late_finds_nobody(
         with transaction(db):
             UserRepository.erase(db, user)
             late = in_background(pool, tenant, lambda db: WRITES[write](db, user, chat))
-            wait_for_lock(login)
+            until_waiting(login, late)
         if write == "touch":
             assert late.result() is False
         else:
@@ -314,7 +304,7 @@ def test_who_was_first_is_counted(db: TenantSession, login: psycopg.Connection, 
         with transaction(db):
             WRITES[write](db, user, chat)
             erased = in_background(pool, tenant, lambda db: UserRepository.erase(db, user))
-            wait_for_lock(login)
+            until_waiting(login, erased)
         assert sum(erased.result().values()) == {"touch": 2, "messages": 5}.get(write, 3)
     assert not any(counts(dump(login, tenant)).values())
 
@@ -329,7 +319,7 @@ def test_a_conversation_handed_over_meanwhile(db: TenantSession, login: psycopg.
             ConversationRepository.update(db, chat, user_id=heir)
             ConversationRepository.update(db, gained, user_id=user)
             erased = in_background(pool, tenant_of(db), lambda d: UserRepository.erase(d, user))
-            wait_for_lock(login)
+            until_waiting(login, erased)
         assert erased.result() == {**NOTHING, "users": 1, "conversations": 1}
     assert MessageRepository.count(db) == 1
     assert ConversationRepository.list(db).items[0].id == chat

@@ -149,7 +149,7 @@ class AdvancedSession:
     async def delete_branch(self, branch_id: str, force: bool = False) -> None:  # noqa: FBT001, FBT002
         """Delete a branch, with the messages that no other one has.
 
-        They stay, in no branch, where a fork shares the conversation.
+        They stay, in no branch, where a fork shows them.
 
         Args:
             branch_id: Its name, not "main".

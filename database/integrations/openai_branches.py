@@ -110,7 +110,7 @@ class Branches:
         return name
 
     def delete(self, name: str, *, force: bool) -> str:
-        """Delete a branch, and what no other one shows unless a fork shares the conversation.
+        """Delete a branch, and what neither another one nor a fork shows.
 
         Raises:
             InvalidValueError: There is none of this name, or it must not be deleted.

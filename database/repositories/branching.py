@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Uuid, bindparam, text
+from sqlalchemy import BigInteger, Uuid, bindparam, func, select, text, true
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from database.errors import InvalidValueError, NotFoundError
 from database.models.message import Message
@@ -14,12 +15,14 @@ from database.repositories.bookkeeping import PREVIEW, lock, move_head, recount
 from database.repositories.histories import MESSAGES, OF_CONVERSATION, read_history, read_messages
 from database.repositories.links import before, is_followed, unlink
 from database.repositories.loading import read, shape_of
-from database.repositories.paths import ranges_to
+from database.repositories.paths import shared_ranges
 from database.session import tenant_of
 from database.types import Timestamp, utcnow
 from database.units import one_read, transaction
 
 if TYPE_CHECKING:
+    from collections.abc import Container, Iterator, Sequence
+
     from sqlalchemy.orm import Session
 
     from database.models.conversation import Conversation
@@ -41,15 +44,22 @@ _SHAPE = shape_of(Message)
 _BY_ID = _SHAPE.select.where(
     Message.tenant_id == bindparam("tenant"), Message.id == bindparam("id")
 )
-_NEWEST_BETWEEN = (
+_SPANS = (
+    func.unnest(
+        bindparam("starts", type_=ARRAY(BigInteger)), bindparam("ends", type_=ARRAY(BigInteger))
+    )
+    .table_valued("start", "end", name="span")
+    .render_derived()
+)
+_NEWEST = (
     MESSAGES.select.where(
-        *OF_CONVERSATION,
-        Message.is_active,
-        Message.position.between(bindparam("start"), bindparam("end")),
+        *OF_CONVERSATION, Message.is_active, Message.position.between(_SPANS.c.start, _SPANS.c.end)
     )
     .order_by(Message.position.desc())
     .limit(1)
+    .lateral("newest")
 )
+_NEWEST_IN = select(*_NEWEST.c).select_from(_SPANS.join(_NEWEST, true()))
 _SEGMENTS = text("""
 SELECT first.position, before.id, before.conversation_id, before.position
 FROM messages AS first
@@ -138,8 +148,11 @@ def message_in(
         parameters = {"tenant": tenant_of(db), "id": _id(at, field)}
         found = read(db, _SHAPE, _BY_ID, parameters)
     for message in found:
-        if message.conversation_id == conversation.id or any(
-            part.holds(message) for part in ranges_to(db, conversation.forked_at_id)
+        if message.conversation_id == conversation.id:
+            return message
+        # What it shares now: a fork's entity may be older than the deletion of what it began with.
+        if conversation.forked_at_id is not None and any(
+            part.holds(message) for part in shared_ranges(db, conversation.id)
         ):
             return message
     msg = f"{field}: the conversation has no such message"
@@ -198,9 +211,8 @@ def _descendant(db: Session, conversation: Conversation, message: Message) -> Me
         elif is_shared and segment.parent_position >= message.position:
             # What a fork shares is one way: all that comes later on it came of the message.
             ranges.append((segment.start, segment.end))
-    for start, end in reversed(ranges):
-        if newest := _newest_between(db, conversation.id, start, end):
-            return newest
+    if newest := _newest_in(db, conversation.id, ranges):
+        return newest[-1]
     if is_shared and conversation.forked_at_id is not None:
         return message_in(db, conversation, conversation.forked_at_id)
     return message
@@ -210,10 +222,12 @@ def branches_of(db: Session, conversation: Conversation) -> list[Branch]:
     """Return the branches of a conversation, the newest first."""
     heads: list[tuple[Message, int, UUID | None]] = []
     continued: list[tuple[UUID | None, int]] = []
-    for segment in reversed(segments_of(db, conversation.id)):
-        newest = _newest_between(db, conversation.id, segment.start, segment.end)
-        if newest is None:
+    segments = segments_of(db, conversation.id)
+    found = _newest_in(db, conversation.id, [(one.start, one.end) for one in segments])
+    for segment in reversed(segments):
+        if not found or found[-1].position < segment.start:
             continue
+        newest = found.pop()
         continued.append((segment.parent_conversation, segment.parent_position))
         if not any(
             place == conversation.id and newest.position <= position <= segment.end
@@ -221,9 +235,7 @@ def branches_of(db: Session, conversation: Conversation) -> list[Branch]:
         ):
             heads.append((newest, segment.start, segment.parent_id))
     if conversation.forked_at_id is not None:
-        fork = message_in(db, conversation, conversation.forked_at_id)
-        if (fork.conversation_id, fork.position) not in continued:
-            heads.append((fork, ranges_to(db, fork.id)[0].start, None))
+        heads += _shared_branch(db, conversation, continued)
     active = conversation.head_id if conversation.is_branched else heads and heads[0][0].id
     return [
         Branch(head=head, start=start, parent_id=parent, is_active=head.id == active)
@@ -231,10 +243,21 @@ def branches_of(db: Session, conversation: Conversation) -> list[Branch]:
     ]
 
 
+def _shared_branch(
+    db: Session, conversation: Conversation, continued: Container[tuple[UUID | None, int]]
+) -> Iterator[tuple[Message, int, None]]:
+    """Yield the end of what a fork shares, unless its own messages go on from there."""
+    for last in shared_ranges(db, conversation.id)[:1]:
+        if (last.conversation_id, last.end) not in continued:
+            parameters = {"tenant": tenant_of(db), "id": last.last_id}
+            for head in read(db, _SHAPE, _BY_ID, parameters):
+                yield head, last.start, None
+
+
 def newest_of(db: Session, conversation: Conversation) -> UUID | None:
     """Return the newest message that a conversation has or, as a fork, shares."""
-    newest = _newest_between(db, conversation.id, 1, _END)
-    return conversation.forked_at_id if newest is None else newest.id
+    newest = _newest_in(db, conversation.id, [(1, _END)])
+    return newest[0].id if newest else conversation.forked_at_id
 
 
 def pop(db: Session, conversation: Conversation, newest: Message) -> None:
@@ -271,6 +294,10 @@ def segments_of(db: Session, conversation: UUID) -> list[_Segment]:
     ]
 
 
-def _newest_between(db: Session, conversation: UUID, start: int, end: int) -> Message | None:
-    found = read_messages(db, _NEWEST_BETWEEN, conversation, {"start": start, "end": end})
-    return next(iter(found), None)
+def _newest_in(db: Session, conversation: UUID, spans: Sequence[tuple[int, int]]) -> list[Message]:
+    """Return the newest active message of each span of positions that has one, in order."""
+    if not spans:
+        return []
+    starts, ends = [start for start, _ in spans], [end for _, end in spans]
+    found = read_messages(db, _NEWEST_IN, conversation, {"starts": starts, "ends": ends})
+    return sorted(found, key=lambda message: message.position)

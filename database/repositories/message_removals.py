@@ -38,8 +38,8 @@ class MessageRemovals(MessageReads):
     ) -> Message | None:
         """Take the newest message off the history; no two calls return the same one.
 
-        It is deleted, unless another branch shows it too, or the conversation was ever forked.
-        Locks the conversation.
+        It is deleted, unless another branch shows it too, or the conversation was ever forked: then
+        it becomes a branch, for `ConversationRepository.prune`. Locks the conversation.
 
         Args:
             db: The session.

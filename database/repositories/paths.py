@@ -17,10 +17,10 @@ from database.repositories.loading import fetch
 from database.session import tenant_of
 
 if TYPE_CHECKING:
-    from sqlalchemy import CTE, ColumnElement, FromClause
+    from sqlalchemy import CTE, ColumnElement, FromClause, Select
     from sqlalchemy.orm import Session
 
-__all__ = ["HEAD", "Range", "along", "path_to", "ranges_to"]
+__all__ = ["HEAD", "Range", "along", "path_to", "ranges_to", "shared_ranges"]
 
 _TENANT: Any = bindparam("tenant")
 
@@ -121,8 +121,20 @@ def along(path: CTE, statement: Any, message: Any = Message) -> tuple[FromClause
     return path.join(part, true()), part
 
 
-_PATH = path_to(bindparam("head", type_=Uuid()))
-_RANGES = select(*(_PATH.c[name] for name in Range._fields))
+_SHARED_END = (
+    select(Conversation.forked_at_id)
+    .where(Conversation.tenant_id == _TENANT, Conversation.id == bindparam("conversation"))
+    .scalar_subquery()
+)
+
+
+def _ranges(head: ColumnElement[Any]) -> Select[Any]:
+    path = path_to(head)
+    return select(*(path.c[name] for name in Range._fields))
+
+
+_RANGES = _ranges(bindparam("head", type_=Uuid()))
+_SHARED_RANGES = _ranges(_SHARED_END)
 
 
 def ranges_to(db: Session, head: UUID | None) -> list[Range]:
@@ -130,3 +142,9 @@ def ranges_to(db: Session, head: UUID | None) -> list[Range]:
     if head is None:
         return []
     return [Range(*row) for row in fetch(db, _RANGES, {"tenant": tenant_of(db), "head": head})]
+
+
+def shared_ranges(db: Session, conversation: UUID) -> list[Range]:
+    """Return the ranges that a conversation shares as a fork, the newest first."""
+    parameters = {"tenant": tenant_of(db), "conversation": conversation}
+    return [Range(*row) for row in fetch(db, _SHARED_RANGES, parameters)]

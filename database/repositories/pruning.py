@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Uuid, any_, bindparam, delete, func, select
+from sqlalchemy import Uuid, any_, bindparam, delete, func, select, text
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from database.models.message import Message
@@ -26,6 +26,14 @@ _BETWEEN = Message.position.between(bindparam("start"), bindparam("end"))
 _POSITIONS = select(Message.position).where(
     *OF_CONVERSATION, Message.id == any_(bindparam("ids", type_=ARRAY(Uuid())))
 )
+# To where forks can go back: what they share ends there, or goes on with a message of their own.
+_FORKED = text("""
+SELECT position FROM messages AS item
+WHERE tenant_id = :tenant AND conversation_id = :conversation
+    AND (EXISTS (SELECT FROM conversations WHERE tenant_id = :tenant AND forked_at_id = item.id)
+        OR EXISTS (SELECT FROM messages AS later WHERE later.tenant_id = :tenant
+            AND later.parent_id = item.id AND later.conversation_id <> :conversation))
+""").bindparams(bindparam("conversation", type_=Uuid()))
 _LAST = select(func.max(Message.position)).where(*OF_CONVERSATION, _BETWEEN)
 _DELETE = (
     delete(Message)
@@ -37,13 +45,15 @@ _DELETE = (
 def prune(db: Session, conversation: Conversation, head: Message, keep: Sequence[UUID]) -> int:
     """Delete what leads only to a head of a locked conversation; return how many messages.
 
-    Its history and what leads to the messages to keep stay, and all of it if forks may show it.
+    Its history stays, what forks show, and what leads to the messages to keep.
     """
-    if conversation.is_shared or head.conversation_id != conversation.id:
+    if head.conversation_id != conversation.id:
         return 0
     bound = {"tenant": tenant_of(db), "conversation": conversation.id}
     segments = segments_of(db, conversation.id)
     kept = {*db.scalars(_POSITIONS, {**bound, "ids": [*keep, conversation.head_id]})}
+    if conversation.is_shared:
+        kept |= {*db.scalars(_FORKED, bound)}
     deleted, end = 0, head.position
     while end:
         segment = next(one for one in segments if one.start <= end <= one.end)

@@ -49,6 +49,7 @@ _TOUCH = (
 _THEIRS = (
     select(Conversation.is_shared)
     .where(Conversation.tenant_id == bindparam("tenant"), Conversation.user_id == bindparam("key"))
+    .order_by(Conversation.id)
     .with_for_update()
     .cte("theirs")
 )
@@ -164,7 +165,7 @@ class UserRepository(UserIdentities):
         """
         users = [cls._id(id_) for id_ in ids]
         parameters = {"tenant": tenant_of(db), "ids": users}
-        with transaction(db), detaching_forks(db, users):
+        with transaction(db), detaching_forks(db, users, admins=False):
             return db.connection().execute(_DELETE_NON_ADMINS, parameters).rowcount
 
     @classmethod

@@ -46,36 +46,27 @@ def prelude(tenant_id: str | None, role: str) -> tuple[bytes, ...]:
 
 
 class Pipeline(psycopg.Pipeline):
-    """A pipeline that ends with its Sync, in one message to the server, and raises its first error.
+    """A pipeline that ends with its Sync, and raises its first error.
 
-    psycopg's own sends command by command, and a Flush behind the Sync when the results come in two
-    reads: a message, which to the server ends the waiting that idle_in_transaction_session_timeout
-    limits. And of two reads it raises the second one's error, that of the statements behind the
-    failed one.
+    psycopg's own sends a Flush behind the Sync when the results come in two reads: a message, which
+    to the server ends the waiting that idle_in_transaction_session_timeout limits. And of two reads
+    it raises the second one's error, that of the statements behind the failed one.
     """
-
-    _is_queueing = False
-
-    @contextmanager
-    def queueing(self) -> Iterator[None]:
-        """Let the block's statement wait for what is sent behind it."""
-        self._is_queueing = True
-        try:
-            yield
-        finally:
-            self._is_queueing = False
-
-    def _communicate_gen(self) -> PQGen[None]:
-        if not self._is_queueing:
-            yield from super()._communicate_gen()
 
     def _exit_gen(self) -> PQGen[None]:
         yield from self._sync_gen()
 
     def _sync_gen(self) -> PQGen[None]:
         self._enqueue_sync()
-        while self.command_queue:
-            self.command_queue.popleft()()
+        try:
+            yield from self._communicate_gen()
+        except psycopg.Error:
+            with suppress(psycopg.Error):
+                yield from self._rest_gen()
+            raise
+        yield from self._rest_gen()
+
+    def _rest_gen(self) -> PQGen[None]:
         # psycopg would wait for results though the end of a large statement is not sent yet: both
         # sides would wait for ever.
         yield from generators.send(self.pgconn)
@@ -163,17 +154,16 @@ class Connection(psycopg.Connection[Any]):
         return before, after
 
     @contextmanager
-    def pipeline(self) -> Iterator[Pipeline]:
+    def pipeline(self) -> Iterator[psycopg.Pipeline]:
         """Send the block's statements in one round trip; raise what the first failed one raises."""
         self._check_connection_ok()
         if self._pipeline is None:
             self._pipeline = Pipeline(self)
         with super().pipeline() as pipeline:
-            assert isinstance(pipeline, Pipeline)
             yield pipeline
 
     @contextmanager
-    def sending(self, before: tuple[bytes, ...], after: bytes | None) -> Iterator[Pipeline]:
+    def sending(self, before: tuple[bytes, ...], after: bytes | None) -> Iterator[None]:
         """Send the block's statements between others, all in one round trip."""
         self._guarded = after is not None and after.startswith(b"RELEASE")
         if before and not self.autocommit:
@@ -181,9 +171,9 @@ class Connection(psycopg.Connection[Any]):
             with self.pipeline():
                 self.send_control(before)
             before = ()
-        with self.pipeline() as pipeline:
+        with self.pipeline():
             self.send_control(before)
-            yield pipeline
+            yield
             if after is not None:
                 self.send_control((after,))
         self._guarded = False
@@ -247,7 +237,7 @@ class Cursor(psycopg.Cursor[Any]):
         before, after = connection.take()
         if not before and after is None:
             return super().execute(query, params, **options)
-        with connection.sending(before, after) as pipeline, pipeline.queueing():
+        with connection.sending(before, after):
             super().execute(query, params, **options)
         return self
 

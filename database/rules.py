@@ -11,6 +11,7 @@ from uuid import UUID
 
 import orjson
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
@@ -28,7 +29,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from typing_extensions import TypedDict
 
 from database.errors import InvalidValueError
-from database.types import Serialized, Timestamp, Vector, clean_text, dump_json
+from database.types import Serialized, Timestamp, Vector, check_time, clean_text, dump_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -151,7 +152,8 @@ def _plain_type(column: Column[Any]) -> tuple[Any, dict[str, Any]]:  # noqa: PLR
         case String(length=length):
             return str, {} if length is None else {"max_length": length}
         case Timestamp():
-            return AwareDatetime, {}
+            readable = AfterValidator(partial(check_time, field=column.name))
+            return Annotated[AwareDatetime, readable], {}
         case BigInteger():
             return int, {"ge": -_BIG_INTEGER, "le": _BIG_INTEGER}
         case Integer():

@@ -25,6 +25,7 @@ __all__ = [
     "Timestamp",
     "Vector",
     "check_text",
+    "check_time",
     "clean_text",
     "dump_json",
     "enum_type",
@@ -128,17 +129,31 @@ def _has_nonfinite(value: object) -> bool:
     return isinstance(value, list | tuple) and any(map(_has_nonfinite, value))
 
 
+def check_time(value: datetime, field: str) -> datetime:
+    """Return a datetime that can be stored and read again.
+
+    Raises:
+        InvalidValueError: It is naive, so that its time zone would be a guess, or in UTC beyond
+            Python's calendar: then no row with it could be read.
+    """
+    if value.tzinfo is None:
+        raise InvalidValueError(field, "must have a time zone")
+    try:
+        value.astimezone(UTC)
+    except OverflowError:
+        raise InvalidValueError(field, "must be from the years 1 to 9999 in UTC") from None
+    return value
+
+
 class Timestamp(TypeDecorator[datetime]):
-    """A timestamptz that refuses naive datetimes: their time zone would be a guess."""
+    """A timestamptz of times that can be read again, as `check_time` says."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Return the value, if it has a time zone."""
-        if value is not None and value.tzinfo is None:
-            raise InvalidValueError("datetime", "must have a time zone")
-        return value
+        """Return the value, if it can be read again."""
+        return None if value is None else check_time(value, "datetime")
 
 
 def enum_type(values: type[StrEnum], name: str) -> Enum:

@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+from project2501_source import UNREADABLE
+
 Fields = dict[str, Any]
 
 RENAMED = {
@@ -46,9 +48,12 @@ class Row:
 
 def mapped(given: Fields) -> Row:
     """Return a row with what all tables have in common; nulls are our defaults."""
-    fields: Fields = {}
+    row = Row(given["id"], {})
+    fields = row.fields
     for name, value in given.items():
-        if isinstance(value, datetime) and value.tzinfo is None:
+        if value is UNREADABLE:
+            row.leave_out(RENAMED.get(name, name), "is beyond the years 1 to 9999")
+        elif isinstance(value, datetime) and value.tzinfo is None:
             fields[name] = value.replace(tzinfo=UTC)
         elif name in ENUMS and isinstance(value, str):
             fields[name] = ENUMS[name](value)
@@ -57,7 +62,7 @@ def mapped(given: Fields) -> Row:
     for name, other in (("created_at", "executed_at"), ("updated_at", "created_at")):
         if name not in fields and other in fields:
             fields[name] = fields[other]
-    return Row(given["id"], fields)
+    return row
 
 
 def persona(given: Fields) -> Row:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
+from psycopg.types.datetime import TimestampLoader, TimestamptzLoader
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
+
+if TYPE_CHECKING:
+    from psycopg.abc import Buffer
 
 Fields = dict[str, Any]
 
@@ -43,6 +47,32 @@ COLUMNS_OF_ALL = (
     " WHERE table_schema = current_schema() ORDER BY table_name, ordinal_position"
 )
 FETCHED_ROWS = 200
+
+
+UNREADABLE = object()
+"""A time that Python has none for: an infinite one, or one beyond its calendar."""
+
+
+class ReadableTime(TimestampLoader):
+    """Reads a timestamp, or `UNREADABLE`."""
+
+    def load(self, data: Buffer) -> Any:
+        """Return the value."""
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            return UNREADABLE
+
+
+class ReadableTimeWithZone(TimestamptzLoader):
+    """Reads a timestamptz, or `UNREADABLE`."""
+
+    def load(self, data: Buffer) -> Any:
+        """Return the value."""
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            return UNREADABLE
 
 
 class SourceError(Exception):
@@ -134,6 +164,8 @@ def connected(url: str) -> psycopg.Connection:
         if parsed.password:
             reason = reason.replace(str(parsed.password), "***")
         raise SourceError(reason) from None
+    connection.adapters.register_loader("timestamp", ReadableTime)
+    connection.adapters.register_loader("timestamptz", ReadableTimeWithZone)
     connection.read_only = True
     connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
     return connection

@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from project2501_source import Source, SourceError  # not a second copy: of examples.
 from psycopg import sql
 from psycopg.types.json import Jsonb
 from sqlalchemy import make_url, select
@@ -37,7 +38,6 @@ from database import (
 )
 from examples import import_project2501
 from examples.import_project2501 import MODELS, Job
-from examples.project2501_source import Source, SourceError
 from tests.conftest import admin
 from tests.counting import counted_statements
 
@@ -727,6 +727,23 @@ def test_sequences_of_memories(db: TenantSession, tenant: str, created: Old) -> 
 
 
 # --- Runs: again, dry, killed, of tenants ---
+
+
+@pytest.mark.parametrize("schema", ["documented", "created"])
+@pytest.mark.parametrize("when", ["infinity", "-infinity", "12000-01-01", "0044-03-15 BC"])
+def test_times_that_python_has_none_for(
+    schema: str, when: str, request: pytest.FixtureRequest, db: TenantSession, tenant: str
+) -> None:
+    old: Old = request.getfixturevalue(schema)
+    old.add("conversations", title="first")
+    strange = old.add("conversations", title="strange", created_at=when)
+    old.say(strange, created_at=when)
+    old.add("conversations", title="last")
+    job = run(old, tenant)
+    told = "created_at: is beyond the years 1 to 9999"
+    assert reasons(job) == {(table, "left out", told): 1 for table in ("conversations", "messages")}
+    assert {one.title for one in ConversationRepository.list(db)} == {"first", "strange", "last"}
+    assert [one.content for one in MessageRepository.history(db, strange)] == ["hello"]
 
 
 def add_talks(old: Old, talks: int, messages: int = 4) -> list[UUID]:

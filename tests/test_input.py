@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import uuid4
 
@@ -56,6 +56,9 @@ from tests.test_conformance import CASES, Case, idle, tenant_of
 MARKER = "s3cr3t-marker"
 UNSTORABLE = ["\x00", "\ud800", "a\x00b\udfffc", "\udc00\ud800"]
 NAIVE = datetime(2026, 1, 1)  # noqa: DTZ001
+HALF_A_DAY = timedelta(hours=12)
+TOO_EARLY = datetime(1, 1, 1, tzinfo=timezone(HALF_A_DAY))
+TOO_LATE = datetime(9999, 12, 31, 23, tzinfo=timezone(-HALF_A_DAY))
 NAN, INFINITY = float("nan"), float("inf")
 DEEP: list[Any] = []
 for _ in range(300):
@@ -65,7 +68,7 @@ for _ in range(300):
 WRONG: dict[type, list[Any]] = {
     Enum: ["nonsense", "", "USER ", 5],
     String: [5, b"x", ["x"], uuid4()],
-    Timestamp: [NAIVE, "2026-01-01", 5, "x"],
+    Timestamp: [NAIVE, TOO_EARLY, TOO_LATE, "2026-01-01", 5, "x"],
     BigInteger: ["5", 1.5, True, 2**63, -(2**63) - 1],
     Integer: ["5", 1.5, True, 2**31, -(2**31) - 1],
     Boolean: ["yes", 5, []],

@@ -755,6 +755,10 @@ ITEMS: list[tuple[Json, str]] = [
     (changed(create_time=float("nan")), "mapping.q1: message.create_time: "),
     (changed(deep=DEEP), "extra_data: must be JSON"),
     (changed(long=2**70), "extra_data: must be JSON"),
+    (
+        openai("c") | {"created": "0001-01-01T00:00:00+14:00"},
+        "created_at: must be from the years 1",
+    ),
     ({"messages": {}}, "messages: Input should be a valid list"),
     ({"messages": [5]}, "messages.0: Input should be a valid dictionary"),
     (said(content=5), "messages.1: Value error, must have content, a text or a list of parts"),

@@ -71,18 +71,19 @@ def _wait_for_turn(connection: Connection) -> None:
 
 
 def _is_upgrade() -> bool:
-    by_command_line = getattr(context.config.cmd_opts, "cmd", (None,))
-    return by_command_line[0] is command.upgrade or "is_upgrade" in context.config.attributes
+    # An env.py is not told what it was called for; the function that lists the steps has that name.
+    steps = context.get_context().opts["fn"]
+    return bool(steps.__name__ == command.upgrade.__name__)
 
 
 def _migrate(connection: Connection, settings: Settings) -> None:
     _wait_for_turn(connection)
+    _configure(settings, connection=connection)
     if _is_upgrade():
         check_extensions(connection)
     for statement in _timeouts(settings):
         connection.execute(text(statement))
     connection.commit()
-    _configure(settings, connection=connection)
     with context.begin_transaction():
         context.run_migrations()
 

@@ -14,13 +14,17 @@ from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
 from psycopg import generators, sql
+from psycopg._preparing import Prepare
 from psycopg.pq import TransactionStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from types import TracebackType
 
     import sqlalchemy
+    from psycopg._queries import PostgresQuery
     from psycopg.abc import PQGen
+    from psycopg.pq.abc import PGresult
 
 __all__ = ["Connection", "driver_of", "prelude"]
 
@@ -53,6 +57,22 @@ class Pipeline(psycopg.Pipeline):
     it raises the second one's error, that of the statements behind the failed one.
     """
 
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            super().__exit__(kind, error, trace)
+            return
+        try:
+            # psycopg would log an earlier statement's error, whose text may hold what rows hold.
+            with suppress(psycopg.Error):
+                self.sync()
+        finally:
+            self._exit(error)
+
     def _exit_gen(self) -> PQGen[None]:
         yield from self._sync_gen()
 
@@ -71,6 +91,13 @@ class Pipeline(psycopg.Pipeline):
         # sides would wait for ever.
         yield from generators.send(self.pgconn)
         yield from self._fetch_gen(flush=False)
+
+
+class Preparing(psycopg.Cursor[Any]):
+    """What psycopg takes for the cursor of the answer to the preparing of a statement."""
+
+    def _set_results(self, results: list[PGresult]) -> None:
+        pass
 
 
 class Connection(psycopg.Connection[Any]):
@@ -196,6 +223,12 @@ class Connection(psycopg.Connection[Any]):
             for _ in self._exec_command(statement):
                 pass
 
+    def expect_prepared(self, name: bytes, query: PostgresQuery) -> None:
+        """Look at the answer to the preparing sent last: else psycopg takes it for done."""
+        if self._pipeline is not None:
+            noted = (self._prepared.key(query), Prepare.SHOULD, name)
+            self._pipeline.result_queue[-1] = (Preparing(self), noted)
+
     def mark_released(self) -> None:
         """Remember when the pool got the connection back."""
         self._released_at = time.monotonic()
@@ -256,6 +289,11 @@ class Cursor(psycopg.Cursor[Any]):
         connection: Connection = self._conn  # type: ignore[assignment]
         connection.send_waiting()
         return super().stream(query, params, **options)
+
+    def _send_prepare(self, name: bytes, query: PostgresQuery) -> None:
+        super()._send_prepare(name, query)
+        connection: Connection = self._conn  # type: ignore[assignment]
+        connection.expect_prepared(name, query)
 
 
 class ServerCursor(psycopg.ServerCursor[Any]):

@@ -142,10 +142,8 @@ def upgrade(revision: str = "head", *, settings: Settings | None = None) -> None
             cannot do it; the text says what is lacking.
         TransientError: No server can be reached, or it holds a lock for too long.
     """
-    config = alembic_config(settings)
-    config.attributes["is_upgrade"] = True
     with _migrating():
-        command.upgrade(config, revision)
+        command.upgrade(alembic_config(settings), revision)
 
 
 def downgrade(revision: str, *, settings: Settings | None = None) -> None:

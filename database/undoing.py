@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import event, inspect
 from sqlalchemy.orm.attributes import set_committed_value
 
-from database.models.base import TenantModel
+from database.models.base import Base
 from database.session import TenantSession
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ class Touched:
         """Let the rows show what they did; what is not known is read when looked at."""
         for state, values in self._rows.items():
             row = state.object
-            if row is None or state.session is not db or not state.persistent:
+            # Another row may have got its id, and its place in the session.
+            if row is None or not db.identity_map.contains_state(state):
                 continue
             db.expire(row)
             for name, value in {**_key_of(state), **values}.items():
@@ -97,7 +98,7 @@ def keep_untouched(db: Session) -> None:
     touched = touched_in(db)
     if touched is not None:
         for row in db.identity_map.values():
-            if isinstance(row, TenantModel):
+            if isinstance(row, Base):
                 touched.keep(inspect(row))
 
 
@@ -108,8 +109,8 @@ def _note_new(session: Session, row: object) -> None:
         touched.note(inspect(row))
 
 
-@event.listens_for(TenantModel, "refresh", propagate=True)
-def _note_refreshed(row: TenantModel, _context: object, _names: object) -> None:
+@event.listens_for(Base, "refresh", propagate=True)
+def _note_refreshed(row: Base, _context: object, _names: object) -> None:
     """Also of a statement that changes the session's rows along with the database's."""
     state = inspect(row)
     touched = None if state.session is None else touched_in(state.session)

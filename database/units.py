@@ -72,13 +72,14 @@ def transaction(db: Session) -> Iterator[None]:
     another is a savepoint, so that its error can be caught and the outer unit go on. What the
     session had begun to do before the unit is committed with it, and survives its error. After an
     error the rows read before the unit are as they were, without a connection; those that it has
-    written, or read first, may be read again when looked at.
+    written, or read first, and all after a failed flush, may be read again when looked at.
 
     Raises:
         TransientError: A deadlock, a serialization failure or a lost connection.
     """
     with translated():
         if is_owned(db):
+            db.connection()  # as in one_read
             with putting_back(db), db.begin_nested():
                 yield
             return

@@ -715,6 +715,25 @@ def test_asking_whether_it_lives_sends_nothing_that_waits(driver: Connection, te
     assert row(driver) == (ROLE, tenant)
 
 
+# Logs
+
+
+def test_no_log_shows_a_servers_error(
+    driver: Connection, tenant: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of an earlier statement, when a later one cannot be sent."""
+    driver.begin(tenant, ROLE)
+    with pytest.raises(psycopg.ProgrammingError, match="cannot adapt"):
+        driver.cursor().executemany("SELECT %s::boolean", [["secret"], [object()]])
+    driver.rollback()
+    driver.end()
+    with pytest.raises(KeyError), driver.pipeline():
+        driver.execute("SELECT %s::boolean", ["secret"])
+        raise KeyError
+    assert caplog.records == []
+    assert row(driver)[0] != ROLE
+
+
 # Prepared statements
 
 
@@ -820,6 +839,45 @@ def test_a_plan_that_no_longer_fits_fails_once(
         for _ in range(5):
             assert read() == []
         other.execute(sql.SQL("DROP TABLE {}").format(table))
+
+
+@pytest.mark.parametrize("kind", [Connection, Slow])
+def test_a_failed_preparing_that_only_a_savepoint_undoes(
+    worker_url: str, tenant: str, kind: type[Connection]
+) -> None:
+    table = sql.Identifier(f"moving_{uuid4().hex}")
+    query = sql.SQL("SELECT * FROM {}").format(table)
+    away = sql.SQL("ALTER TABLE {} RENAME TO moved").format(table)
+    back = sql.SQL("ALTER TABLE moved RENAME TO {}").format(table)
+    with admin(worker_url) as other, connect(worker_url, kind, prepare_threshold=2) as driver:
+        other.execute(sql.SQL("CREATE TABLE {} (n integer)").format(table))
+        for _ in range(2):
+            driver.execute(query)
+        other.execute(away)
+        driver.begin(tenant, "")
+        driver.guard_next(SAVEPOINT)
+        with pytest.raises(psycopg.errors.UndefinedTable):
+            driver.execute(query)
+        driver.undo(SAVEPOINT)
+        other.execute(back)
+        for _ in range(4):
+            driver.guard_next(SAVEPOINT)
+            assert driver.execute(query).fetchall() == []
+        assert prepared(driver) == 1
+        driver.commit()
+        driver.end()
+        other.execute(sql.SQL("DROP TABLE {}").format(table))
+
+
+def test_a_statement_that_fails_stays_prepared(preparing: Connection, tenant: str) -> None:
+    preparing.begin(tenant, ROLE)
+    assert row(preparing, "SELECT 1 / %s", 1) == (1,)
+    for _ in range(10):
+        preparing.guard_next(SAVEPOINT)
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            preparing.execute("SELECT 1 / %s", [0])
+        preparing.undo(SAVEPOINT)
+    assert prepared(preparing) == 1
 
 
 def test_never_preparing(worker_url: str, tenant: str) -> None:

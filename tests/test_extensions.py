@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 from alembic import command
+from alembic.config import Config
 from sqlalchemy import Connection
 
 import database
@@ -14,7 +15,7 @@ from database.extensions import NEEDED, check_extensions, installed_extensions, 
 from database.schema import alembic_config, current_revision, downgrade, upgrade
 from tests.cli import invoke
 from tests.conftest import settings_for
-from tests.running import execute
+from tests.running import ROOT, execute
 from tests.test_migrations import REVISIONS, alembic, revision_of
 
 OLD = "UPDATE pg_extension SET extversion = '0.7.4' WHERE extname = 'vector'"
@@ -101,6 +102,8 @@ def test_an_upgrade_changes_nothing(old_url: str) -> None:
     with pytest.raises(subprocess.CalledProcessError) as caught:
         alembic(old_url, "upgrade", "head")
     assert "ConfigurationError: the extension vector 0.8 or newer" in caught.value.stderr
+    with pytest.raises(ConfigurationError, match=r"vector 0\.8 or newer is needed"):
+        command.upgrade(Config(ROOT / "alembic.ini"), "head")
     result = invoke("upgrade", status=1)
     assert "run ALTER EXTENSION vector UPDATE" in result.stderr
     assert revision_of(old_url) is None

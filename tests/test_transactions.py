@@ -760,6 +760,20 @@ def test_no_free_connection(worker_url: str, tenant: str) -> None:
         assert UserRepository.require(other, user.id).username == "pending"
 
 
+def test_no_free_connection_for_an_inner_unit(worker_url: str, tenant: str) -> None:
+    database.configure(url=worker_url, pool_size=1, max_overflow=0, pool_timeout=0.1)
+    with SessionLocal(tenant_id=tenant) as db, SessionLocal(tenant_id=tenant) as other:
+        other.execute(text("SELECT 1"))
+        with transaction(db):
+            db.add(User(email="pending@b.c"))
+            with pytest.raises(TransientError, match="pool_timeout"), transaction(db):
+                pass
+            with pytest.raises(TransientError, match="pool_timeout"):
+                UserRepository.create_many(db, [{"email": "never@b.c"}])
+            other.rollback()
+    assert emails(tenant) == {"pending@b.c"}
+
+
 def test_statement_timeouts(worker_url: str, tenant: str) -> None:
     database.configure(url=worker_url, statement_timeout=0.2)
     with SessionLocal(tenant_id=tenant) as db, SessionLocal(tenant_id=tenant) as other:

@@ -8,12 +8,14 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import delete, func, inspect, select, text, update
+from sqlalchemy import Column, Integer, Table, Text, delete, func, inspect, select, text, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Mapped, Session, registry
 from sqlalchemy.orm.exc import ObjectDeletedError
 
+import database
 from database import (
+    Base,
     Conversation,
     ConversationRepository,
     DatabaseError,
@@ -28,6 +30,7 @@ from database import (
     transaction,
 )
 from tests.counting import counted_statements
+from tests.running import execute
 
 
 class UndoneError(Exception):
@@ -264,6 +267,15 @@ def test_an_inner_unit_that_succeeds_is_undone_with_the_outer(db: TenantSession)
     assert shown(user) == made
 
 
+def test_what_an_inner_unit_reads_of_the_outer_ones_is_undone(db: TenantSession) -> None:
+    user = UserRepository.create(db, username="old")
+    with undone(db):
+        UserRepository.update(db, user.id, username="new")
+        with transaction(db):
+            assert UserRepository.require(db, user.id).username == "new"
+    assert user.username == "old"
+
+
 def test_what_the_outer_unit_changed_survives_an_inner_one(db: TenantSession) -> None:
     user = UserRepository.create(db, username="old")
     with transaction(db):
@@ -281,6 +293,23 @@ def test_a_deleted_row_is_the_sessions_again(db: TenantSession, around: Around) 
             db.delete(user)
             db.flush()
         assert user.username == "old"
+
+
+@pytest.mark.parametrize("deletes", ["session", "statement"])
+def test_a_row_whose_place_another_took(db: TenantSession, around: Around, deletes: str) -> None:
+    first, second = (UserRepository.create(db, username="old") for _ in range(2))
+    with around(db):
+        with undone(db):
+            if deletes == "session":
+                db.delete(first)
+                db.flush()
+            else:
+                db.execute(delete(User).where(User.id == first.id))
+            twin = UserRepository.create(db, id=first.id, username="new")
+            assert twin is not first
+            UserRepository.update(db, second.id, username="new")
+        assert second.username == "old"
+        assert UserRepository.require(db, first.id).username == "old"
 
 
 def test_what_is_not_loaded_yet_can_be_loaded_afterwards(short_vectors: None, tenant: str) -> None:
@@ -312,3 +341,56 @@ def test_a_row_of_no_session_any_more(db: TenantSession, around: Around) -> None
             UserRepository.require(db, user.id)
             db.expunge(user)
         assert (user.username, user in db) == ("old", False)
+
+
+# Models of the caller's own
+
+
+class Note(Base):
+    """Mapped apart from our models, which other tests compare with the database."""
+
+    __abstract__ = True
+
+    id: Mapped[int]
+    body: Mapped[str]
+
+
+apart = registry()
+columns = Column("id", Integer, primary_key=True), Column("body", Text)
+apart.map_imperatively(Note, Table("notes", apart.metadata, *columns))
+
+
+@pytest.fixture
+def notes(fresh_url: str, tenant: str) -> Iterator[TenantSession]:
+    """A session of a database that has such a model's table."""
+    execute(fresh_url, "CREATE TABLE notes (id integer PRIMARY KEY, body text)")
+    execute(fresh_url, "GRANT ALL ON notes TO database_app")
+    database.configure(url=fresh_url)
+    with SessionLocal(tenant_id=tenant) as session:
+        yield session
+
+
+def test_a_row_of_the_callers_model_stays_usable(notes: TenantSession, around: Around) -> None:
+    note = Note(id=1, body="old")
+    notes.add(note)
+    notes.commit()
+    with around(notes):
+        with undone(notes):
+            UserRepository.create(notes)
+        with counted_statements() as statements:
+            assert note.body == "old"
+        assert statements == []
+
+
+def test_no_row_of_the_callers_model_keeps_what_was_undone(
+    notes: TenantSession, around: Around
+) -> None:
+    note = Note(id=1, body="old")
+    notes.add(note)
+    notes.commit()
+    with around(notes):
+        with undone(notes):
+            notes.connection().execute(text("UPDATE notes SET body = 'new'"))
+            notes.refresh(note)
+            assert note.body == "new"
+        assert note.body == "old"

@@ -126,7 +126,8 @@ class Connection(psycopg.Connection[Any]):
         if self._before and self._before[0].startswith(b"BEGIN"):
             self.begin(tenant_id, role)
         else:
-            self._before = prelude(tenant_id, role) or (b"SET LOCAL ROLE NONE",)
+            out = (b"SET LOCAL ROLE NONE", b"SET LOCAL app.tenant_id = ''")
+            self._before = prelude(tenant_id, role) or out
             self.tenant_id = tenant_id
 
     def finish_with_next(self) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 
 from database import SessionLocal, TenantSession
+
+if TYPE_CHECKING:
+    from database.session import Tenant
 
 T = TypeVar("T")
 
@@ -30,7 +33,7 @@ def until_waiting(login: psycopg.Connection, *calls: Future[Any]) -> None:
 
 
 def in_background(
-    pool: ThreadPoolExecutor, tenant: str, call: Callable[[TenantSession], T]
+    pool: ThreadPoolExecutor, tenant: Tenant, call: Callable[[TenantSession], T]
 ) -> Future[T]:
     """What the call returns, in a thread and a session of its own."""
 

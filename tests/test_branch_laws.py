@@ -211,9 +211,17 @@ class Play:
                 window = MessageRepository.window(self.db, conversation, middle, middle + 2)
                 assert window == [m for m in history if middle <= m.position <= middle + 2]
             branches = ConversationRepository.branches(self.db, conversation)
-            if history and self.model.heads[conversation] == wanted[-1]:
-                ways = [self.model.way(branch.head.id) for branch in branches]
-                assert any(wanted[-1] in way for way in ways)
+            newest_first = [branch.head.position for branch in branches]
+            assert newest_first == sorted(newest_first, reverse=True)
+            ends = self.ends(conversation)
+            assert {branch.head.id for branch in branches} == ends
+            active = [branch.head.id for branch in branches if branch.is_active]
+            assert active == [m for m in wanted[-1:] if m in ends]
+
+    def ends(self, conversation: UUID) -> set[UUID]:
+        """The shown messages that nothing shown came of."""
+        shown = self.model.seen[conversation] - self.model.hidden
+        return shown - {m for message in shown for m in self.model.way(message)[:-1]}
 
 
 STEP = {

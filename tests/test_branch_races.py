@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from threading import Event
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
@@ -17,6 +19,7 @@ import psycopg
 import pytest
 
 from database import (
+    ALL_TENANTS,
     ConflictError,
     InvalidReferenceError,
     NotFoundError,
@@ -237,3 +240,112 @@ def test_as_if_one_came_after_the_other(
             assert while_open(first, second, login) in possible
             for row in ROWS:
                 assert in_a_row(first, second, row, login, holder) in possible, (first, row)
+
+
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("days", [None, 30])
+def test_what_is_given_more_time_is_not_purged(
+    login: psycopg.Connection,
+    across: bool,  # noqa: FBT001
+    days: int | None,
+) -> None:
+    chain, now = make_chain(), datetime.now(UTC)
+    tenant = ALL_TENANTS if across else chain.tenant
+    with ThreadPoolExecutor(1) as pool, SessionLocal(tenant_id=chain.tenant) as db:
+        Conversations.update(db, chain.first, expires_at=now - timedelta(days=1))
+        with transaction(db):
+            later = None if days is None else now + timedelta(days=days)
+            Conversations.update(db, chain.first, expires_at=later)
+            purged = in_background(pool, tenant, Conversations.purge_expired)
+            until_waiting(login, purged)
+        assert purged.result() == 0
+        assert Conversations.exists(db, chain.first)
+
+
+def test_a_message_is_changed_that_has_become_a_forks(login: psycopg.Connection) -> None:
+    chain, appended, seen = make_chain(), Event(), Event()
+
+    def append(db: TenantSession) -> None:
+        with transaction(db):
+            Messages.append(db, chain.middle, role="user", content="x")
+            appended.set()
+            assert seen.wait(30)
+
+    def change(db: TenantSession) -> None:
+        Messages.update(db, chain.messages["a"], content="A")
+
+    with ThreadPoolExecutor(2) as pool:
+        with SessionLocal(tenant_id=chain.tenant) as db, transaction(db):
+            Conversations.delete(db, chain.first)
+            appending = in_background(pool, chain.tenant, append)
+            until_waiting(login, appending)
+            changing = in_background(pool, chain.tenant, change)
+            until_waiting(login, appending, changing)
+        assert appended.wait(30)
+        until_waiting(login, changing)
+        seen.set()
+        appending.result()
+        changing.result()
+    shown = left_of(chain, {})[0]
+    assert {title: history for title, (history, _) in shown.items()} == {
+        "2": "A b d e x",
+        "3": "A b d e f",
+        "5": "A",
+    }
+
+
+def test_a_fork_is_locked_behind_a_younger_one_that_it_shares_with(
+    login: psycopg.Connection,
+) -> None:
+    chain = make_chain()
+    with ThreadPoolExecutor(1) as pool, SessionLocal(tenant_id=chain.tenant) as db:
+        older = UUID(int=1)
+        Conversations.fork(db, chain.middle, at=chain.messages["d"], id=older, title="6")
+        heir = Conversations.fork(db, chain.middle, title="7").id
+        Conversations.delete(db, chain.last)
+        Conversations.delete(db, chain.middle)
+        with transaction(db):
+            Messages.append(db, heir, role="user", content="x")
+            hiding = in_background(
+                pool, chain.tenant, lambda d: Messages.deactivate(d, chain.first)
+            )
+            until_waiting(login, hiding)
+            assert Messages.deactivate(db, heir, [chain.messages["d"]]) == 1
+        assert hiding.result() == 3
+        assert [m.content for m in Messages.history(db, heir)] == ["e", "x"]
+        assert Messages.history(db, older) == []
+
+
+def test_a_fork_waits_for_no_other_lock_behind_one_in_vain(login: psycopg.Connection) -> None:
+    chain = make_chain()
+    with ThreadPoolExecutor(2) as pool:
+        with SessionLocal(tenant_id=chain.tenant) as db, transaction(db):
+            Messages.pop_last(db, chain.last)
+            forking = in_background(
+                pool, chain.tenant, lambda d: Conversations.fork(d, chain.last, title="4")
+            )
+            until_waiting(login, forking)
+            hiding = in_background(
+                pool, chain.tenant, lambda d: Messages.deactivate(d, chain.middle)
+            )
+            until_waiting(login, forking, hiding)
+        assert forking.result().title == "4"
+        assert hiding.result() == 2
+    left_of(chain, {})
+
+
+def test_who_is_no_administrator_too_late_is_kept(login: psycopg.Connection) -> None:
+    chain = make_chain()
+    admin_then, other = chain.users[0], chain.users[2]
+    with ThreadPoolExecutor(1) as pool, SessionLocal(tenant_id=chain.tenant) as db:
+        UserRepository.update(db, admin_then, is_admin=True)
+        with transaction(db):
+            UserRepository.touch(db, other)
+            deleting = in_background(
+                pool, chain.tenant, lambda d: UserRepository.delete_non_admins(d, chain.users[::2])
+            )
+            until_waiting(login, deleting)
+            UserRepository.update(db, admin_then, is_admin=False)
+        assert deleting.result() == 1
+        assert UserRepository.exists(db, admin_then)
+    assert left_of(chain, {})[0]["2"][0] == "a b d e"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from types import FrameType
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -27,6 +29,7 @@ from database import (
     transaction,
 )
 from database import MessageRepository as Messages
+from database.repositories import branching
 from database.session import tenant_of
 from tests.blocking import in_background, until_waiting
 from tests.conftest import admin
@@ -209,6 +212,75 @@ def test_pruning_goes_on_where_the_branch_came_from(db: TenantSession) -> None:
     assert Conversations.prune(db, chat.id, y) == 2
     assert [b.head.content for b in Conversations.branches(db, chat.id)] == ["c"]
     assert said(db, chat) == "a"
+
+
+@pytest.mark.parametrize("how", ["message", "id", "text"])
+def test_pruning_keeps_what_is_named(db: TenantSession, how: str) -> None:
+    chat, (first, second, third) = talk(db, "a", "b", "c")
+    Messages.edit(db, first.id, content="A")
+    kept: Any = {"message": second, "id": second.id, "text": str(second.id)}[how]
+    assert Conversations.prune(db, chat.id, third, keep=[kept]) == 1
+    assert Conversations.branches(db, chat.id)[1].head == second
+
+
+@pytest.mark.parametrize("keep", [["x"], [None], [5], "x"])
+def test_what_is_no_message_to_keep(db: TenantSession, keep: Any) -> None:
+    chat, (first, second) = talk(db, "a", "b")
+    for _ in range(2):  # linear, and branched
+        with pytest.raises(InvalidValueError, match=r"^keep: must be a message or its UUID$"):
+            Conversations.prune(db, chat.id, second, keep=keep)
+        Messages.edit(db, first.id, content="A")
+    assert Messages.exists(db, second.id)
+
+
+def shown_branches(db: TenantSession, conversation: Conversation) -> list[tuple[str, bool]]:
+    found = Conversations.branches(db, conversation.id)
+    return [(branch.head.content, branch.is_active) for branch in found]
+
+
+def test_branches_end_with_what_is_shown(db: TenantSession) -> None:
+    chat, (_, _, third) = talk(db, "a", "b", "c")
+    Messages.edit(db, third.id, content="C")
+    last = Messages.append(db, chat.id, role="user", content="D")
+    for hidden, branches in (
+        ([], [("D", True), ("c", False)]),
+        ([last.id], [("C", True), ("c", False)]),
+        ([third.id], [("C", True)]),
+    ):
+        Messages.deactivate(db, chat.id, hidden)
+        assert shown_branches(db, chat) == branches
+    Conversations.branch(db, chat.id, at=1)
+    assert shown_branches(db, chat) == [("C", False)]
+
+
+def test_a_branch_goes_on_behind_hidden_messages(db: TenantSession) -> None:
+    chat, (_, _, third) = talk(db, "a", "b", "c")
+    second = Messages.edit(db, third.id, content="C")
+    answer = Messages.append(db, chat.id, role="user", content="d")
+    Messages.edit(db, answer.id, content="D")
+    assert shown_branches(db, chat) == [("D", True), ("d", False), ("c", False)]
+    Messages.deactivate(db, chat.id, [third.id, second.id, answer.id])
+    assert said(db, chat) == "a b D"
+    assert shown_branches(db, chat) == [("D", True)]
+
+
+def test_a_forks_branches_end_with_what_is_shown(db: TenantSession) -> None:
+    chat, (first, second, third) = talk(db, "a", "b", "c")
+    early = Conversations.fork(db, chat.id, at=first)
+    Messages.append(db, early.id, role="user", content="B")
+    fork = Conversations.fork(db, early.id)
+    late = Conversations.fork(db, chat.id)
+    Conversations.branch(db, late.id, at=second)
+    Messages.append(db, late.id, role="user", content="C")
+    assert shown_branches(db, late) == [("C", True), ("c", False)]
+    Messages.deactivate(db, chat.id, [third.id])
+    assert shown_branches(db, late) == [("C", True)]
+    assert shown_branches(db, fork) == [("B", True)]
+    Messages.deactivate(db, early.id)
+    assert shown_branches(db, fork) == [("a", True)]
+    assert Conversations.branches(db, fork.id)[0].start == 1
+    Messages.deactivate(db, chat.id, [first.id, second.id])
+    assert shown_branches(db, fork) == []
 
 
 def test_fork(db: TenantSession) -> None:
@@ -430,6 +502,7 @@ def test_purging_in_a_unit_of_all_tenants(db: TenantSession, other: TenantSessio
             assert Conversations.purge_expired(across) >= 2
             # It works across tenants, as before.
             assert across.scalar(text("SELECT current_user")) == role
+            assert not across.scalar(text("SELECT current_setting('app.tenant_id', true)"))
             tenants = {tenant_of(session) for session, _ in forks}
             assert tenants <= {*across.scalars(select(Conversation.tenant_id))}
             assert Conversations.purge_expired(across, dry_run=True) == 0
@@ -744,6 +817,32 @@ def test_branches_are_found_by_as_many_statements(db: TenantSession, number: int
         with counted_statements() as statements:
             found = Conversations.branches(db, conversation.id)
         assert (len(found), len(statements)) == (number, expected)
+
+
+def test_the_work_for_branches_grows_as_their_number_does(db: TenantSession) -> None:
+    calls: list[int] = []
+
+    def count(frame: FrameType, event: str, _: object) -> None:
+        calls[-1] += event == "call" and frame.f_code.co_filename == branching.__file__
+
+    for number in (100, 400):
+        chat, _ = talk(db)
+        rows = [{"role": "user", "content": "x"}] * number
+        made = Messages.append_tree(db, chat.id, rows, follows=[None, *[0] * (number - 1)])
+        for call in (
+            lambda chat=chat: Conversations.branches(db, chat.id),
+            lambda chat=chat, first=made[0]: Conversations.switch(db, chat.id, first),
+        ):
+            calls.append(0)
+            sys.setprofile(count)
+            try:
+                call()
+            finally:
+                sys.setprofile(None)
+    few, few_switched, many, many_switched = calls
+    assert few > 100
+    assert many < 5 * few
+    assert many_switched < 5 * few_switched
 
 
 # Scopes

@@ -118,7 +118,20 @@ def test_more_than_one_statement_takes(db: TenantSession) -> None:
 
 @pytest.mark.parametrize(
     "follows",
-    [[0, 0], [None, 1], [None, 2], [None, -1], [None, "0"], [None, False], [None], [None] * 3],
+    [
+        [0, 0],
+        [None, 1],
+        [None, 2],
+        [None, -1],
+        [None, "0"],
+        [None, False],
+        [None],
+        [None] * 3,
+        None,
+        5,
+        "01",
+        iter([None, 0]),
+    ],
 )
 def test_what_is_no_tree(db: TenantSession, follows: Any) -> None:
     conversation = ConversationRepository.create(db).id

@@ -50,15 +50,15 @@ _MOVE_HEAD = (
 )
 _FORKS = text("""
 WITH RECURSIVE fork AS (
-    SELECT fork.id FROM conversations AS fork
+    SELECT fork.id, 1 AS depth FROM conversations AS fork
     JOIN messages AS shared ON shared.tenant_id = :tenant AND shared.id = fork.forked_at_id
     WHERE fork.tenant_id = :tenant AND shared.conversation_id = ANY(:conversations)
     UNION
-    SELECT later.id FROM fork
+    SELECT later.id, fork.depth + 1 FROM fork
     JOIN messages AS shared ON shared.tenant_id = :tenant AND shared.conversation_id = fork.id
     JOIN conversations AS later ON later.tenant_id = :tenant AND later.forked_at_id = shared.id
-)
-SELECT id FROM fork WHERE id <> ALL(:conversations) ORDER BY id
+) CYCLE id SET is_again USING way
+SELECT id FROM fork WHERE id <> ALL(:conversations) GROUP BY id ORDER BY max(depth), id
 """).bindparams(bindparam("conversations", type_=ARRAY(Uuid())))
 _BRANCHED = (
     select(Conversation.id)
@@ -84,7 +84,7 @@ def move_head(db: Session, conversation: UUID, head: UUID | None) -> None:
 
 
 def locked_forks(db: Session, conversations: Sequence[UUID]) -> Iterator[Conversation]:
-    """Lock the forks of locked conversations, and theirs, by their ids; yield each."""
+    """Lock the forks of locked conversations, then theirs, each by id; yield each."""
     parameters = {"tenant": tenant_of(db), "conversations": conversations}
     seen: set[UUID] = set()
     # Again, until there is no other one: a fork that was deleted while this waited for its lock has

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from dataclasses import dataclass
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
@@ -12,7 +14,13 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from database.errors import InvalidValueError, NotFoundError
 from database.models.message import Message
 from database.repositories.bookkeeping import PREVIEW, lock, move_head, recount
-from database.repositories.histories import MESSAGES, OF_CONVERSATION, read_history, read_messages
+from database.repositories.histories import (
+    MESSAGES,
+    OF_CONVERSATION,
+    read_history,
+    read_messages,
+    read_path,
+)
 from database.repositories.links import before, is_followed, unlink
 from database.repositories.loading import read, shape_of
 from database.repositories.paths import shared_ranges
@@ -21,7 +29,7 @@ from database.types import Timestamp, utcnow
 from database.units import one_read, transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from sqlalchemy.orm import Session
 
@@ -32,6 +40,7 @@ __all__ = [
     "branch_at",
     "branches_of",
     "locked",
+    "message_id_of",
     "message_in",
     "newest_after",
     "newest_of",
@@ -85,6 +94,7 @@ WHERE tenant_id = :tenant AND id = :conversation
 )
 
 _END = 2**62
+_SHARED = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +155,7 @@ def message_in(
     if isinstance(at, int) and not isinstance(at, bool):
         found = read_history(db, conversation.id, {"start": at, "end": at})
     else:
-        parameters = {"tenant": tenant_of(db), "id": _id(at, field)}
+        parameters = {"tenant": tenant_of(db), "id": message_id_of(at, field)}
         found = read(db, _SHAPE, _BY_ID, parameters)
     for message in found:
         if message.conversation_id == conversation.id:
@@ -159,8 +169,12 @@ def message_in(
     raise NotFoundError(msg)
 
 
-def _id(message: object, field: str) -> UUID:
-    """Return the id of a message given by itself or by its id."""
+def message_id_of(message: object, field: str) -> UUID:
+    """Return the id of a message given by itself or by its id.
+
+    Raises:
+        InvalidValueError: It is neither.
+    """
     if isinstance(message, Message):
         return message.id
     if isinstance(message, UUID):
@@ -206,7 +220,8 @@ def _descendant(db: Session, conversation: Conversation, message: Message) -> Me
         if segment.start <= message.position <= segment.end and not is_shared:
             ranges.append((message.position, segment.end))
         elif segment.parent_conversation == conversation.id:
-            if any(start <= segment.parent_position <= end for start, end in ranges):
+            n = bisect(ranges, segment.parent_position, key=itemgetter(0)) - 1
+            if n >= 0 and segment.parent_position <= ranges[n][1]:
                 ranges.append((segment.start, segment.end))
         elif is_shared and segment.parent_position >= message.position:
             # What a fork shares is one way: all that comes later on it came of the message.
@@ -221,22 +236,23 @@ def _descendant(db: Session, conversation: Conversation, message: Message) -> Me
 def branches_of(db: Session, conversation: Conversation) -> list[Branch]:
     """Return the branches of a conversation, the newest first."""
     heads: list[tuple[Message, int, UUID | None]] = []
-    continued: list[tuple[UUID | None, int]] = []
     segments = segments_of(db, conversation.id)
     found = _newest_in(db, conversation.id, [(one.start, one.end) for one in segments])
-    for segment in reversed(segments):
-        if not found or found[-1].position < segment.start:
-            continue
-        newest = found.pop()
-        continued.append((segment.parent_conversation, segment.parent_position))
-        if not any(
-            place == conversation.id and newest.position <= position <= segment.end
-            for place, position in continued
-        ):
+    # Where later segments go on from: the last place in each segment, and in what a fork shares.
+    continued: dict[int, int] = {}
+    for number, segment in reversed([*enumerate(segments)]):
+        newest = found.pop() if found and found[-1].position >= segment.start else None
+        if newest is not None and continued.get(number, 0) < newest.position:
             heads.append((newest, segment.start, segment.parent_id))
+        elif newest is None and number not in continued:
+            continue
+        place = _SHARED
+        if segment.parent_conversation == conversation.id:
+            place = bisect(segments, segment.parent_position, key=attrgetter("start")) - 1
+        continued[place] = max(continued.get(place, 0), segment.parent_position)
     if conversation.forked_at_id is not None:
-        heads += _shared_branch(db, conversation, continued)
-    active = conversation.head_id if conversation.is_branched else heads and heads[0][0].id
+        heads += _shared_branch(db, conversation, continued.get(_SHARED, 0))
+    active = _active_head(db, conversation, [head.id for head, *_ in heads])
     return [
         Branch(head=head, start=start, parent_id=parent, is_active=head.id == active)
         for head, start, parent in heads
@@ -244,14 +260,25 @@ def branches_of(db: Session, conversation: Conversation) -> list[Branch]:
 
 
 def _shared_branch(
-    db: Session, conversation: Conversation, continued: Container[tuple[UUID | None, int]]
+    db: Session, conversation: Conversation, continued: int
 ) -> Iterator[tuple[Message, int, None]]:
-    """Yield the end of what a fork shares, unless its own messages go on from there."""
-    for last in shared_ranges(db, conversation.id)[:1]:
-        if (last.conversation_id, last.end) not in continued:
-            parameters = {"tenant": tenant_of(db), "id": last.last_id}
-            for head in read(db, _SHAPE, _BY_ID, parameters):
-                yield head, last.start, None
+    """Yield the newest of what a fork shares, unless its own messages go on from there."""
+    ranges = shared_ranges(db, conversation.id)
+    if not ranges or continued >= ranges[0].end:
+        return
+    for head in read_path(db, ranges[0].last_id, {"limit": 1}):
+        if head.position > continued:
+            yield head, next(part.start for part in ranges if part.holds(head)), None
+
+
+def _active_head(db: Session, conversation: Conversation, heads: Sequence[UUID]) -> UUID | None:
+    """Return which of the heads of branches, the newest first, the history ends with."""
+    if not conversation.is_branched:
+        return heads[0] if heads else None
+    if conversation.head_id is None or conversation.head_id in heads:
+        return conversation.head_id
+    # It is hidden, or the history was taken back to it.
+    return next((shown.id for shown in read_path(db, conversation.head_id, {"limit": 1})), None)
 
 
 def newest_of(db: Session, conversation: Conversation) -> UUID | None:

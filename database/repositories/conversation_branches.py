@@ -14,6 +14,7 @@ from database.repositories.branching import (
     branch_at,
     branches_of,
     locked,
+    message_id_of,
     message_in,
     newest_after,
 )
@@ -130,7 +131,7 @@ class ConversationBranches(ExpiringRepository[Conversation]):
         conversation_id: UUID | str,
         head: Message | UUID | str,
         *,
-        keep: Iterable[UUID] = (),
+        keep: Iterable[Message | UUID | str] = (),
     ) -> int:
         """Delete the messages that lead to a branch's head and to nothing else; return how many.
 
@@ -142,17 +143,19 @@ class ConversationBranches(ExpiringRepository[Conversation]):
             db: The session.
             conversation_id: Which.
             head: The newest message of the branch, or the popped one.
-            keep: Messages that stay, with those that lead there.
+            keep: Messages that stay, or their ids, with those that lead there.
 
         Raises:
             NotFoundError: There is no such conversation, or it has no such message.
+            InvalidValueError: `head`, or one to keep, is no message and no id of one.
         """
         conversation = conversation_id_of(db, conversation_id)
+        kept = [message_id_of(message, "keep") for message in keep]
         with transaction(db):
             found = locked(db, conversation)
             if not found.is_branched:
                 return 0
-            return prune(db, found, message_in(db, found, head, "head"), [*keep])
+            return prune(db, found, message_in(db, found, head, "head"), kept)
 
     @classmethod
     def fork(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy import Uuid, bindparam, text
@@ -17,6 +18,7 @@ from database.units import is_owned, one_read, one_write, transaction
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import datetime
     from uuid import UUID
 
     from sqlalchemy import TextClause
@@ -107,22 +109,40 @@ def shared(
         NotFoundError: The forked conversation has no such message.
         ConflictError: The forked conversation is deleted by somebody else just now.
     """
-    place = None
     while True:
-        last = newest_shown(db, conversation.id) if at is None else message_in(db, conversation, at)
-        if last is not None:
+        # Undone where it has moved, which drops the lock: the next one may come before it in order.
+        with suppress(_MovedError), transaction(db):
+            return _shared(db, conversation, at)
+
+
+class _MovedError(Exception):
+    """The last message that a fork shows is not where it was."""
+
+
+def _shared(
+    db: Session, conversation: Conversation, at: Message | UUID | str | int | None
+) -> Message | None:
+    last = _last(db, conversation, at)
+    if last is not None:
+        place = (last.id, last.conversation_id)
+        parameters = {"tenant": tenant_of(db), "conversation": last.conversation_id}
+        if db.scalar(_SHARE, parameters) is not None:
             # While this waited for the lock, it may have been deleted, or become another fork's.
-            if place == (last.id, last.conversation_id):
+            last = _last(db, conversation, at)
+            if last is not None and place == (last.id, last.conversation_id):
                 return last
-            parameters = {"tenant": tenant_of(db), "conversation": last.conversation_id}
-            if db.scalar(_SHARE, parameters) is not None:
-                place = (last.id, last.conversation_id)
-                continue
-        if db.scalar(_FIND["id"], {"tenant": tenant_of(db), "id": conversation.id}) is None:
-            msg = "conversation: was deleted meanwhile"
-            raise ConflictError(msg)
-        if last is None:
-            return None
+    if db.scalar(_FIND["id"], {"tenant": tenant_of(db), "id": conversation.id}) is None:
+        msg = "conversation: was deleted meanwhile"
+        raise ConflictError(msg)
+    if last is None:
+        return None
+    raise _MovedError
+
+
+def _last(
+    db: Session, conversation: Conversation, at: Message | UUID | str | int | None
+) -> Message | None:
+    return newest_shown(db, conversation.id) if at is None else message_in(db, conversation, at)
 
 
 def begin_fork(db: Session, fork: UUID, last: Message) -> None:
@@ -142,9 +162,23 @@ def delete_conversation(db: Session, key: Literal["id", "thread_id"], value: UUI
         found = db.scalar(_FIND[key].columns(id=Uuid()), parameters)
         if found is None or lock(db, found) is None:
             return False
-        _bequeath(db, found)
-        db.execute(_DELETE_SHARED, {"tenant": tenant_of(db), "id": found})
+        _delete_locked(db, found)
         return True
+
+
+def _delete_expired(db: Session, conversation: UUID, now: datetime) -> bool:
+    with transaction(db):
+        found = lock(db, conversation)
+        # While this waited for the lock, it may have been given more time.
+        if found is None or found.expires_at is None or found.expires_at > now:
+            return False
+        _delete_locked(db, conversation)
+        return True
+
+
+def _delete_locked(db: Session, conversation: UUID) -> None:
+    _bequeath(db, conversation)
+    db.execute(_DELETE_SHARED, {"tenant": tenant_of(db), "id": conversation})
 
 
 def clear_conversation(db: Session, conversation: UUID) -> int:
@@ -165,13 +199,13 @@ def clear_conversation(db: Session, conversation: UUID) -> int:
 
 def purge_shared(db: Session) -> int:
     """Delete the expired conversations whose messages forks show; return how many."""
-    tenant = binding_of(db)
+    tenant, now = binding_of(db), utcnow()
     if tenant is not ALL_TENANTS:
         with one_read(db) as connection:
-            found = connection.scalars(_EXPIRED, {"now": utcnow(), "tenant": tenant}).all()
-        return sum(delete_conversation(db, "id", conversation) for conversation in found)
+            found = connection.scalars(_EXPIRED, {"now": now, "tenant": tenant}).all()
+        return sum(_delete_expired(db, conversation, now) for conversation in found)
     with one_read(db) as connection:
-        tenants = connection.scalars(_TENANTS, {"now": utcnow()}).all()
+        tenants = connection.scalars(_TENANTS, {"now": now}).all()
     if is_owned(db):
         return _purge_within(db, tenants)
     purged = 0

@@ -155,20 +155,23 @@ def unlink_deactivated(db: Session, conversation: UUID) -> None:
 
 
 @contextmanager
-def detaching_forks(db: Session, users: Sequence[UUID], *, admins: bool = True) -> Iterator[None]:
+def detaching_forks(
+    db: Session, users: Sequence[UUID], *, admins: bool = True
+) -> Iterator[Sequence[UUID]]:
     """Delete users inside, or not the administrators: others' forks then begin with their own.
 
-    Locks the users' conversations, the forks of these, and the users.
+    Locks the users' conversations, the forks of these, and the users; gives the users to delete.
     """
     parameters = {"tenant": tenant_of(db), "users": users}
     # The users last: who has locked a conversation may yet write a row that refers to its user. And
     # the conversations again, for behind that lock nobody gets another one.
     _lock_theirs(db, parameters)
-    parameters["users"] = db.scalars(_LOCK_USERS, {**parameters, "admins": admins}).all()
+    found = db.scalars(_LOCK_USERS, {**parameters, "admins": admins}).all()
+    parameters["users"] = found
     forks = _lock_theirs(db, parameters)
     if forks:
         db.execute(_DETACH, parameters)
-    yield
+    yield found
     for fork in forks:
         recount(db, fork, forks=False)
 

@@ -9,7 +9,7 @@ from uuid import UUID
 from database.errors import InvalidValueError
 from database.models.base import uuid7
 from database.repositories.appending import append_all, append_one, extend, known_keys
-from database.repositories.bookkeeping import lock, move_head, recount
+from database.repositories.bookkeeping import move_head, recount
 from database.repositories.branching import branch_at, locked, message_in
 from database.repositories.histories import read_path
 from database.repositories.links import before
@@ -284,7 +284,7 @@ class MessageRepository(MessageRemovals):
             return super().update(db, id, *args, **fields)
         with transaction(db):
             # The conversation first, as everybody locks it: else two could wait for each other.
-            lock(db, cls.require(db, id).conversation_id)
+            cls._lock_around(db, id)
             message = super().update(db, id, *args, **fields)
             recount(db, message.conversation_id)
             return message

@@ -112,27 +112,33 @@ class MessageRemovals(MessageReads):
     def delete(cls, db: Session, id: UUID | str, /) -> bool:  # noqa: A002
         """Delete a message for good, counting its conversation anew; tell whether there was one."""
         with transaction(db):
-            message = cls.get(db, id)
-            conversation: Conversation | None = None
-            while message is not None:
-                conversation = lock(db, message.conversation_id)
-                if conversation is not None and not conversation.is_shared:
-                    break
-                # While this waited for the lock, a fork may have got the message.
-                message = cls.get(db, id)
-                if conversation and message and message.conversation_id == conversation.id:
-                    break
-            if message is None or conversation is None:
+            conversation = cls._lock_around(db, id)
+            if conversation is None:
                 return False
             changed = {conversation.id}
-            if conversation.is_shared:
-                lock_forks(db, conversation.id)
             if conversation.is_branched or conversation.is_shared:
-                changed.update(unlink(db, message.id))
+                changed.update(unlink(db, cls._id(id)))
             deleted = super().delete(db, id)
             for shown_in in sorted(changed):
                 recount(db, shown_in)
             return deleted
+
+    @classmethod
+    def _lock_around(cls, db: Session, message: UUID | str) -> Conversation | None:
+        """Lock the conversation that a message is in, and its forks; return it, if there is one."""
+        while found := cls.get(db, message):
+            place = found.conversation_id
+            conversation = lock(db, place)
+            if conversation is None:
+                continue
+            if conversation.is_shared:
+                # While this waited for the lock, a fork may have got the message.
+                found = cls.get(db, message)
+                if found is None or found.conversation_id != place:
+                    continue
+                lock_forks(db, place)
+            return conversation
+        return None
 
     @classmethod
     def _set_active(

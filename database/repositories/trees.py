@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Uuid, bindparam, text
@@ -16,7 +17,7 @@ from database.session import tenant_of
 from database.units import transaction
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from datetime import datetime
     from uuid import UUID
 
@@ -65,8 +66,8 @@ def append_tree(
 
 
 def _check(rows: Sequence[Mapping[str, Any]], follows: Sequence[int | None]) -> None:
-    if len(follows) != len(rows):
-        raise InvalidValueError("follows", "must have an entry for each message")
+    if not isinstance(follows, Sequence) or len(follows) != len(rows):
+        raise InvalidValueError("follows", "must be a sequence with an entry for each message")
     for n, parent in enumerate(follows):
         if parent is not None and (type(parent) is not int or not 0 <= parent < n):
             raise InvalidValueError("follows", "must be numbers of earlier messages, or None")

@@ -63,12 +63,11 @@ _DELETE_UNSHARED = (
     .returning(User.id)
     .execution_options(synchronize_session=False, names_tenant=True)
 )
-_DELETE_NON_ADMINS = (
+_DELETE_MANY = (
     delete(User)
     .where(
         User.tenant_id == bindparam("tenant"),
         User.id == any_(bindparam("ids", type_=ARRAY(Uuid()))),
-        User.is_admin.is_(False),
     )
     .execution_options(synchronize_session=False, names_tenant=True)
 )
@@ -149,6 +148,9 @@ class UserRepository(UserIdentities):
         """Delete a user and all that they own; tell whether there was one.
 
         What other users' forks share of it goes too.
+
+        Raises:
+            TransientError: As `erase`.
         """
         parameters = cls._key(db, id)
         with one_write(db) as connection:
@@ -162,11 +164,14 @@ class UserRepository(UserIdentities):
         """Delete those of the given users who are no administrators; return how many.
 
         Who has become an administrator since is kept.
+
+        Raises:
+            TransientError: As `erase`.
         """
         users = [cls._id(id_) for id_ in ids]
-        parameters = {"tenant": tenant_of(db), "ids": users}
-        with transaction(db), detaching_forks(db, users, admins=False):
-            return db.connection().execute(_DELETE_NON_ADMINS, parameters).rowcount
+        with transaction(db), detaching_forks(db, users, admins=False) as found:
+            parameters = {"tenant": tenant_of(db), "ids": found}
+            return db.connection().execute(_DELETE_MANY, parameters).rowcount
 
     @classmethod
     def erase(cls, db: Session, user_id: UUID | str, *, dry_run: bool = False) -> dict[str, int]:

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from database.pagination import Page, SearchPage
     from database.repositories.api_key import ApiKeyRepository, NewApiKey
     from database.repositories.base import Repository
-    from database.repositories.branching import Branch
+    from database.repositories.branches import Branch
     from database.repositories.compressing import MemoryStatus
     from database.repositories.context import ContextRepository
     from database.repositories.conversation import ConversationRepository
@@ -189,7 +189,7 @@ _HOMES = {
     "database.pagination": ("Page", "SearchPage"),
     "database.repositories.api_key": ("ApiKeyRepository", "NewApiKey"),
     "database.repositories.base": ("Repository",),
-    "database.repositories.branching": ("Branch",),
+    "database.repositories.branches": ("Branch",),
     "database.repositories.compressing": ("MemoryStatus",),
     "database.repositories.context": ("ContextRepository",),
     "database.repositories.conversation": ("ConversationRepository",),

@@ -9,10 +9,9 @@ from uuid import UUID
 from database.errors import ConfigurationError, InvalidValueError
 from database.models.conversation import Conversation
 from database.repositories.bookkeeping import lock
+from database.repositories.branches import Branch, branches_of
 from database.repositories.branching import (
-    Branch,
     branch_at,
-    branches_of,
     locked,
     message_id_of,
     message_in,

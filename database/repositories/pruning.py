@@ -8,8 +8,8 @@ from sqlalchemy import Uuid, any_, bindparam, delete, func, select, text
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from database.models.message import Message
-from database.repositories.branching import segments_of
 from database.repositories.histories import OF_CONVERSATION
+from database.repositories.segments import segments_of
 from database.session import tenant_of
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import subprocess
 import sys
 import time
@@ -56,6 +57,18 @@ def environment(url: str, **more: str) -> dict[str, str]:
     }
     known = {"DATABASE_URL": url, "DATABASE_CONNECT_RETRIES": "0", "PYTHONPATH": str(ROOT)}
     return given | known | {"COLUMNS": "100"} | more
+
+
+def read_until(terminal: int, end: bytes | None) -> str:
+    """What a terminal shows, until it shows something, or until its program has ended."""
+    shown = b""
+    while end is None or end not in shown:
+        assert select.select([terminal], [], [], 60)[0], shown
+        try:
+            shown += os.read(terminal, 65536)
+        except OSError:  # nobody has it open any more
+            break
+    return shown.decode()
 
 
 def end_of(url: str, application: str) -> None:

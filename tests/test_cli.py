@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pty
-import select
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from database import TenantSession, UserRepository
 from database.session import tenant_of
 from tests.cli import DATABASE, PYTHON, answer, environment, invoke, run_process
 from tests.conftest import admin
+from tests.running import read_until
 
 MISSING = """
 import sys
@@ -69,18 +69,6 @@ def in_terminal(
         process.kill()
         process.wait()
         os.close(ours)
-
-
-def read_until(terminal: int, end: bytes | None) -> str:
-    """What a terminal shows, until it shows something, or until its program has ended."""
-    shown = b""
-    while end is None or end not in shown:
-        assert select.select([terminal], [], [], 60)[0], shown
-        try:
-            shown += os.read(terminal, 65536)
-        except OSError:  # nobody has it open any more
-            break
-    return shown.decode()
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from database import (
 )
 from examples import import_chats, importing
 from tests.counting import counted_statements
-from tests.running import ROOT, end_of, environment, most_megabytes
+from tests.running import ROOT, end_of, environment, most_megabytes, read_until
 
 Json = Any
 MEGABYTE = 2**20
@@ -1050,16 +1050,10 @@ def test_a_terminal_gets_a_progress_bar(tmp_path: Path) -> None:
         stderr=slave,
     ):
         os.close(slave)
-        shown = b""
-        # Linux ends a terminal that nobody writes to with an error.
-        try:
-            while some := os.read(terminal, 4096):
-                shown += some
-        except OSError:
-            pass
+        shown = read_until(terminal, None)
     os.close(terminal)
-    assert b"importing" in shown
-    assert b"100%" in shown
+    assert "importing" in shown
+    assert "100%" in shown
 
 
 # --- Cost ---

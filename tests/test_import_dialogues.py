@@ -42,7 +42,7 @@ from database import (
 from examples import import_dialogues, importing
 from tests.conftest import admin
 from tests.counting import counted_statements
-from tests.running import end_of, environment, most_megabytes
+from tests.running import end_of, environment, most_megabytes, read_until
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "import_dialogues.py"
@@ -575,19 +575,13 @@ def test_a_terminal_gets_a_progress_bar(tmp_path: Path) -> None:
         stderr=slave,
     ) as job:
         os.close(slave)
-        shown = b""
-        # Linux ends a terminal that nobody writes to with an error.
-        try:
-            while some := os.read(terminal, 4096):
-                shown += some
-        except OSError:
-            pass
+        shown = read_until(terminal, None)
         assert job.stdout
         output = job.stdout.read()
     os.close(terminal)
-    assert b"importing" in shown
-    assert b"100%" in shown
-    assert f"{path}: element 3: dialogue_id: Field required" in shown.decode()
+    assert "importing" in shown
+    assert "100%" in shown
+    assert f"{path}: element 3: dialogue_id: Field required" in shown
     assert b"\x1b" not in output
     assert reported(output.decode())["errors"] == (1,)
 

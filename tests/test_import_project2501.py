@@ -40,6 +40,7 @@ from examples import import_project2501
 from examples.import_project2501 import MODELS, Job
 from tests.conftest import admin
 from tests.counting import counted_statements
+from tests.running import read_until
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "import_project2501.py"
@@ -1042,16 +1043,11 @@ def test_progress_is_shown_on_a_terminal(documented: Old, worker_url: str, tenan
         stderr=its,
     )
     os.close(its)
-    shown = b""
-    try:
-        while piece := os.read(ours, 4096):
-            shown += piece
-    except OSError:  # the end of a terminal
-        pass
+    shown = read_until(ours, None)
     os.close(ours)
     assert process.wait(60) == 0
-    assert b"importing" in shown
-    assert b"100%" in shown
+    assert "importing" in shown
+    assert "100%" in shown
 
 
 # --- Cost ---

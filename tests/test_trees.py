@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import event, select
 
 from database import (
     AlreadyExistsError,
@@ -18,9 +20,13 @@ from database import (
     InvalidValueError,
     Message,
     MessageRepository,
+    SessionLocal,
     TenantSession,
+    TransientError,
     get_engine,
 )
+from database.session import tenant_of
+from tests.conftest import admin
 from tests.counting import counted_statements
 
 Follows = Sequence[int | None]
@@ -161,3 +167,52 @@ def test_what_is_refused_leaves_nothing(db: TenantSession, other: TenantSession)
     assert not found.is_branched
     db.rollback()
     assert get_engine().pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+def test_two_writers_leave_whole_trees(db: TenantSession) -> None:
+    chat = ConversationRepository.create(db).id
+    tenant, writers, trees = tenant_of(db), 4, 5
+
+    def write(_: int) -> None:
+        with SessionLocal(tenant_id=tenant) as own:
+            for _ in range(trees):
+                grown(own, [None, 0, 0, None], chat)
+
+    with ThreadPoolExecutor(writers) as pool:
+        list(pool.map(write, range(writers)))
+    found = db.scalars(select(Message).where(Message.conversation_id == chat)).all()
+    assert sorted(message.position for message in found) == list(range(1, 4 * writers * trees + 1))
+    # The last one of each tree follows what the history ended with before; so it is a chain.
+    row = ConversationRepository.require(db, chat)
+    assert (row.message_count, row.last_message) == (writers * trees, "3")
+    assert len(MessageRepository.history(db, chat)) == writers * trees
+
+
+def test_a_server_that_dies_in_the_middle_leaves_nothing(
+    db: TenantSession, worker_url: str
+) -> None:
+    chat = ConversationRepository.create(db).id
+    with admin(worker_url) as killer:
+
+        def kill(connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            if "AS link" in statement:
+                pid = connection.connection.driver_connection.info.backend_pid
+                killer.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+
+        event.listen(get_engine(), "before_cursor_execute", kill)
+        with pytest.raises(TransientError):
+            grown(db, [None, 0, 0], chat)
+        event.remove(get_engine(), "before_cursor_execute", kill)
+    assert not db.in_transaction()
+    assert MessageRepository.history(db, chat) == []
+    assert ConversationRepository.require(db, chat).message_count == 0
+    assert len(grown(db, [None, 0, 0], chat)) == 3
+
+
+def test_large_and_unstorable_texts(db: TenantSession) -> None:
+    chat = ConversationRepository.create(db).id
+    rows = [said("a\0b"), said("x" * 20_000_000), said("c")]
+    MessageRepository.append_tree(db, chat, rows, follows=[None, 0, 0])
+    assert [one.content for one in MessageRepository.history(db, chat)] == ["a\ufffdb", "c"]
+    found = db.scalars(select(Message).where(Message.conversation_id == chat)).all()
+    assert sorted(len(message.content) for message in found) == [1, 3, 20_000_000]
